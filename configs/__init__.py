@@ -1,0 +1,1 @@
+"""Experiments: one file, one stage of one paper."""

@@ -1,0 +1,102 @@
+"""What config files share: the arguments behind the colon, the laptop's sizes.
+
+A config file is called with the text right of the colon in
+`--config=FILE.py:tiny`. Such arguments are for switches that change several
+fields at once; single fields have flags of their own (--config.train.steps=2).
+"""
+
+from ml_collections import ConfigDict
+
+
+def parse_arg(arg: str, **defaults: bool) -> ConfigDict:
+  """`'tiny'` -> {tiny: True, ...}; each name is a switch, off by default.
+
+  Raises:
+    ValueError: a name that the config file does not know.
+  """
+  parsed = ConfigDict(defaults)
+  for name in filter(None, (arg or '').split(',')):
+    if name not in defaults:
+      raise ValueError(
+        f'config option {name!r} is unknown; this file has'
+        f' {", ".join(defaults)}'
+      )
+    parsed[name] = True
+  return parsed
+
+
+def recipe_from_stages(stages: dict[str, ConfigDict]) -> ConfigDict:
+  """One config of all stages: shared sections once, the rest by stage.
+
+  Shared are the sections that all stages must agree in, taken from the first.
+  """
+  config = ConfigDict({'stage_order': tuple(stages), 'stages': {}})
+  shared = ('source', 'seed', 'corpus', 'model', 'evals')
+  first = next(iter(stages.values()))
+  for key in shared:
+    config[key] = first[key]
+  for name, stage in stages.items():
+    config.stages[name] = ConfigDict(
+      {k: stage[k] for k in stage if k not in (*shared, 'name')}
+    )
+  return config
+
+
+def shrink_to_laptop(config: ConfigDict) -> None:
+  """Model, corpus and evaluations that two CPU cores train in minutes.
+
+  Everything here is ours. The width, the vocabulary and the optimizer are what
+  learned to retrieve soonest in experiments on two cores.
+  """
+  config.source = f'{config.source}, laptop size'
+  config.corpus = ConfigDict(
+    {
+      # Real text that is there, or downloads by name in seconds.
+      'sources': {
+        'code': {'kind': 'packages', 'max_chars': 1_500_000},
+        'stdlib': {'kind': 'stdlib', 'max_chars': 1_500_000},
+        'books': {'kind': 'books', 'max_chars': 1_500_000},
+        'docs': {'kind': 'docs', 'max_chars': 1_000_000},
+      },
+      'vocab_size': 2048,
+      'heldout_frac': 0.05,
+      # The needle's wording is in here, at the short length only: whether
+      # training on long tables carries it to long texts is the question.
+      'conversations': {
+        'write_function': 500,
+        'define': 500,
+        'extract': 3_000,
+        'needle': 12_000,
+      },
+      'max_conversation_len': 128,
+    }
+  )
+  config.model.update(
+    {
+      'vocab_size': 2048,
+      'embed_dim': 128,
+      'num_layers': 2,
+      'num_heads': 8,
+      'num_kv_heads': 8,
+      'head_dim': 16,
+      'hidden_dim': 256,
+      'compute_dtype': 'float32',
+      'remat': 'none',
+      'scan_unroll': -1,
+    }
+  )
+  config.evals = ConfigDict(
+    {
+      'needle': {
+        'lengths': (128, 256, 384, 512, 768, 1024),
+        'num_depths': 5,
+        'samples': 8,
+        'num_needles': 4,
+      },
+      'table_lengths': (128, 512),
+      'table_samples': 16,
+      'validation_len': 1024,
+      'validation_rows': 64,
+      'batch_tokens': 16_384,
+    }
+  )

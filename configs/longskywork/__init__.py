@@ -1,0 +1,1 @@
+"""LongSkywork, arXiv:2406.00605."""

@@ -1,0 +1,133 @@
+"""LongSkywork stage 1: standard pretraining (arXiv:2406.00605).
+
+Plain next-token prediction on documents laid end to end, at the short length.
+The paper starts from a model pretrained this way; its model, as far as it is
+known, is Skywork-13B (arXiv:2310.19341), whose sizes are used here. Stage
+hyper-parameters are not public: what has no source is ours. Not run at scale.
+
+    longctx train --config=configs/longskywork/pretrain.py:tiny \
+        --workdir=runs/pretrain
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """The stage; `:tiny` runs on a laptop in minutes."""
+  arg = common.parse_arg(arg, tiny=False)
+  c = ConfigDict()
+  c.name = 'pretrain'
+  c.source = 'LongSkywork, arXiv:2406.00605'
+  c.seed = 0
+  c.corpus = ConfigDict(
+    {
+      # Give your own directory: --config.corpus.sources.text.path=DIR
+      'sources': {
+        'text': {'kind': 'text_files', 'max_chars': 10**12, 'path': ''}
+      },
+      'vocab_size': 65_536,  # Skywork-13B
+      'heldout_frac': 0.001,  # ours
+      # ours. No needles: the evaluation's wording stays out of training.
+      'conversations': {
+        'write_function': 100_000,
+        'define': 100_000,
+        'extract': 100_000,
+      },
+      'max_conversation_len': 4096,  # stage 3 is 4K long (paper)
+    }
+  )
+  c.data = ConfigDict(
+    {
+      'seq_len': 4096,  # Skywork-13B, and the paper's short length
+      'batch_size': 1024,  # ours: 4M tokens
+      'document_mask': False,  # Skywork-13B packs without one
+      'restart_positions': False,
+      'loss_normalizer': 'token',
+      'mixture': {
+        'text': {
+          'kind': 'documents',
+          'weight': 1.0,
+          'domains': (),
+          'planner': 'concat',
+        }
+      },
+    }
+  )
+  c.model = ConfigDict(
+    {
+      'vocab_size': 65_536,  # this and what follows: Skywork-13B
+      'embed_dim': 4608,
+      'num_layers': 52,
+      'num_heads': 36,
+      'num_kv_heads': 36,
+      'head_dim': 128,
+      'hidden_dim': 12_288,
+      'tie_embeddings': False,
+      'norm_eps': 1e-6,
+      'param_dtype': 'float32',  # ours
+      'compute_dtype': 'bfloat16',
+      'remat': 'full',  # ours
+      'scan_unroll': 1,
+    }
+  )
+  c.rope = ConfigDict({'base': 10_000.0})  # Skywork-13B
+  # ours: parameters over all devices; see sharding.py for the axes.
+  c.mesh = ConfigDict({'data': 1, 'fsdp': -1, 'context': 1, 'tensor': 1})
+  c.optimizer = ConfigDict(
+    {
+      'name': 'adamw',
+      'peak_lr': 6e-4,  # ours
+      'adam_peak_lr': 0.0,
+      'schedule': 'cosine',  # ours
+      'warmup_steps': 2000,  # ours
+      'min_lr_ratio': 0.1,  # ours
+      'weight_decay': 0.1,  # Skywork-13B's SFT script, as the two below
+      'b1': 0.9,
+      'b2': 0.95,
+      'clip_norm': 1.0,  # ours
+    }
+  )
+  c.train = ConfigDict(
+    {
+      'steps': 100_000,  # ours
+      'micro_batches': 1,
+      'carry_over': 'none',
+      'init_from': '',
+      'log_every': 10,
+    }
+  )
+  c.checkpoint = ConfigDict({'every_steps': 1000, 'keep': 2})
+  c.evals = ConfigDict(
+    {
+      'needle': {
+        # ours: the paper's grid is not public, its claim reaches 200K.
+        'lengths': (4096, 16_384, 65_536, 131_072, 204_800),
+        'num_depths': 11,
+        'samples': 10,
+        'num_needles': 4,
+      },
+      'table_lengths': (4096, 65_536),
+      'table_samples': 50,
+      'validation_len': 204_800,
+      'validation_rows': 64,
+      'batch_tokens': 1_638_400,
+    }
+  )
+  if arg.tiny:
+    common.shrink_to_laptop(c)
+    c.data.seq_len, c.data.batch_size = 128, 16
+    c.optimizer.update(
+      {
+        'name': 'muon',
+        'peak_lr': 5e-3,
+        'adam_peak_lr': 5e-3,
+        'schedule': 'linear',
+        'warmup_steps': 20,
+        'weight_decay': 0.0,
+      }
+    )
+    c.train.steps = 300
+    c.checkpoint.every_steps = 100
+  return c

@@ -1,0 +1,26 @@
+"""LongSkywork, all four stages (arXiv:2406.00605).
+
+`:tiny` trains a 0.8M-parameter model from scratch on real text, on two CPU
+cores: the laptop version of the paper's question, whether long SFT on synthetic
+tables carries a skill learned on short texts to long ones.
+
+    longctx recipe --config=configs/longskywork/recipe.py:tiny \
+        --workdir=runs/longskywork_tiny
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.longskywork import cip, long_sft, pretrain, sft
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """All stages; shared sections once."""
+  return common.recipe_from_stages(
+    {
+      'pretrain': pretrain.get_config(arg),
+      'cip': cip.get_config(arg),
+      'sft': sft.get_config(arg),
+      'long_sft': long_sft.get_config(arg),
+    }
+  )

@@ -1,0 +1,41 @@
+"""LongSkywork stage 3: standard SFT at the short length (arXiv:2406.00605).
+
+Short conversations, loss on the assistant's turns, each seeing only itself.
+Weights carry over from stage 2, and so does its RoPE base.
+
+    longctx train --config=configs/longskywork/sft.py:tiny \
+        --config.train.init_from=runs/cip/stages/1_cip/checkpoints \
+        --workdir=runs/sft
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.longskywork import cip
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """The stage; `:tiny` runs on a laptop in minutes."""
+  c = cip.get_config(arg)
+  arg = common.parse_arg(arg, tiny=False)
+  c.name = 'sft'
+  c.data.seq_len = 4096  # paper
+  c.data.batch_size = 64  # ours
+  c.data.document_mask = True  # ours
+  c.data.restart_positions = True  # ours
+  c.data.mixture = ConfigDict(
+    {'conversations': {'kind': 'conversations', 'weight': 1.0}}
+  )
+  c.mesh.context = 1
+  c.optimizer.schedule = 'constant'  # Skywork-13B's SFT script, as the warm-up
+  c.optimizer.warmup_steps = 20
+  c.train.steps = 1000  # ours
+  if arg.tiny:
+    c.data.seq_len, c.data.batch_size = 128, 16
+    c.data.loss_normalizer = 'sequence'
+    c.optimizer.schedule = 'linear'
+    c.optimizer.peak_lr = 5e-3
+    c.optimizer.adam_peak_lr = 5e-3
+    c.train.steps = 600
+    c.checkpoint.every_steps = 200
+  return c

@@ -1,0 +1,160 @@
+"""`longctx VERB --flags`: verbs to functions, and errors to one clear line."""
+
+import logging
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from longctx_jax.checkpoint import CheckpointError
+from longctx_jax.config import (
+  ConfigError,
+  StageConfig,
+  from_config_dict,
+  stages_from_recipe,
+)
+from longctx_jax.data.store import StoreError
+from longctx_jax.data.tokenizer import TokenizerError
+from longctx_jax.recipe import rewrite_report, run_recipe
+
+# What a user can cause and mend: one line, no traceback.
+USER_ERRORS = (
+  CheckpointError,
+  ConfigError,
+  FloatingPointError,
+  OSError,
+  StoreError,
+  TokenizerError,
+)
+
+USAGE = """\
+usage: longctx VERB --config=FILE.py[:options] [--config.field=value] \
+--workdir=DIR
+
+  recipe   run all stages of a recipe, evaluate after each, write a report
+           longctx recipe --config=configs/longskywork/recipe.py:tiny \
+--workdir=runs/tiny
+  train    run one stage alone, evaluate it, write a report
+           longctx train --config=configs/longskywork/pretrain.py:tiny \
+--workdir=runs/pretrain
+  report   write the report of a workdir again
+           longctx report --workdir=runs/tiny
+
+The same command goes on where it stopped. `longctx VERB --help` lists the
+flags of a verb; every field of a config file is one: --config.train.steps=2."""
+
+
+def _parse(verb: str, argv: list[str], *, config: bool) -> flags.FlagValues:
+  """Flags of a verb; exits with one line on a bad one."""
+  values = flags.FlagValues()
+  flags.DEFINE_string(
+    'workdir', None, 'directory of the run', required=True, flag_values=values
+  )
+  if config:
+    config_flags.DEFINE_config_file(
+      'config',
+      None,
+      'config file, with :options behind it, such as :tiny',
+      lock_config=True,
+      flag_values=values,
+    )
+    flags.mark_flag_as_required('config', flag_values=values)
+  if '--help' in argv or '-h' in argv:
+    _print_help(verb, values)
+  try:
+    rest = values([f'longctx {verb}', *argv])[1:]
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+  ) as error:
+    _fail(f'{" ".join(str(error).split())} (longctx {verb} --help)')
+  if rest:
+    _fail(f'unexpected argument {rest[0]!r} (longctx {verb} --help)')
+  return values
+
+
+def _print_help(verb, values):
+  print(USAGE)
+  print(f'\nflags of {verb}:{values.main_module_help()}')
+  raise SystemExit(0)
+
+
+def _fail(message: str) -> None:
+  print(f'longctx: {message}', file=sys.stderr)
+  raise SystemExit(2)
+
+
+def _recipe(argv: list[str]) -> None:
+  values = _parse('recipe', argv, config=True)
+  workdir = Path(values.workdir)
+  _print_summary(
+    run_recipe(stages_from_recipe(values.config), workdir), workdir
+  )
+
+
+def _train(argv: list[str]) -> None:
+  values = _parse('train', argv, config=True)
+  stage = from_config_dict(StageConfig, values.config)
+  workdir = Path(values.workdir)
+  _print_summary(run_recipe((stage,), workdir), workdir)
+
+
+def _report(argv: list[str]) -> None:
+  values = _parse('report', argv, config=False)
+  print(rewrite_report(Path(values.workdir)))
+
+
+VERBS = {'recipe': _recipe, 'train': _train, 'report': _report}
+
+
+def _print_summary(summary: dict, workdir: Path) -> None:
+  """A line a stage: needle accuracy by length, losses, time."""
+  lengths = list(summary['stages'][0]['needle'])
+  head = ['stage', 'steps', *(f'@{n}' for n in lengths), 'val loss', 'seconds']
+  rows = [
+    [
+      stage['name'],
+      str(stage['steps']),
+      *(f'{100 * stage["needle"][n]:.0f}%' for n in lengths),
+      f'{stage["val_loss"]:.3f}',
+      f'{stage["wall_s"]:.0f}',
+    ]
+    for stage in summary['stages']
+  ]
+  widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+  print('\nneedle accuracy by length, after each stage')
+  for row in (head, *rows):
+    cells = zip(row, widths, strict=True)
+    print('  '.join(cell.rjust(width) for cell, width in cells))
+  print(f'\nreport: {workdir / "report.html"}')
+
+
+def main() -> None:
+  """Runs the verb on the command line."""
+  argv = sys.argv[1:]
+  if not argv or argv[0] in ('-h', '--help', 'help'):
+    print(USAGE)
+    raise SystemExit(0 if argv else 2)
+  verb, *rest = argv
+  if verb not in VERBS:
+    _fail(f'no verb {verb!r}; there are {", ".join(VERBS)}')
+  logging.basicConfig(
+    level=logging.WARNING, format='%(asctime)s %(message)s', datefmt='%H:%M:%S'
+  )
+  logging.getLogger('longctx_jax').setLevel(logging.INFO)
+  try:
+    VERBS[verb](rest)
+  except USER_ERRORS as error:
+    print(f'longctx: {error}', file=sys.stderr)
+    raise SystemExit(1) from None
+  except KeyboardInterrupt:
+    _fail('interrupted; the same command goes on where it stopped')
+
+
+if __name__ == '__main__':
+  main()

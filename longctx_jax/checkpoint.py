@@ -1,0 +1,221 @@
+"""Orbax checkpoints: training state, data state and config, saved together.
+
+A killed writer leaves nothing visible (Orbax renames when it is done). Damage
+that comes later is found on restore: Orbax notices a truncated file, but hands
+back a flipped bit as if nothing were wrong, so every array is saved with a
+checksum of its bits. A damaged checkpoint is set aside and the one before it
+taken.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from longctx_jax.data.pipeline import DataState
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint that cannot be written or read."""
+
+
+class Checkpoints:
+  """The checkpoints of one stage, in one directory; saving is asynchronous."""
+
+  def __init__(self, directory: Path, keep: int):
+    self.directory = directory.absolute()
+    self._options = ocp.CheckpointManagerOptions(
+      preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+      enable_async_checkpointing=True,
+    )
+    self._manager = self._open()
+
+  def _open(self):
+    return ocp.CheckpointManager(self.directory, options=self._options)
+
+  def save(
+    self,
+    state: NamedTuple,
+    data_state: DataState,
+    *,
+    config_json: str,
+    tokenizer_fingerprint: str,
+    elapsed_s: float,
+  ) -> None:
+    """Starts writing the state after `data_state.step` steps.
+
+    Raises:
+      CheckpointError: this or an earlier write failed (a full disk, say).
+    """
+    state = state._asdict()
+    meta = {
+      'data': data_state._asdict(),
+      'config': config_json,
+      'tokenizer': tokenizer_fingerprint,
+      'elapsed_s': elapsed_s,
+      'checksums': _checksums(state),
+    }
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+    )
+    self._guarded(lambda: self._manager.save(data_state.step, args=args))
+
+  def wait(self) -> None:
+    """Returns once every started write is on disk."""
+    self._guarded(self._manager.wait_until_finished)
+
+  def close(self) -> None:
+    """Waits, and frees the writer's threads."""
+    self.wait()
+    self._manager.close()
+
+  def _guarded(self, write: Callable[[], Any]) -> None:
+    # Orbax and TensorStore raise bare Exceptions, ValueErrors and OSErrors.
+    try:
+      write()
+    except Exception as error:
+      raise CheckpointError(
+        f'could not write a checkpoint to {self.directory}: {_reason(error)}.'
+        f' The last good one is step {max(self.steps(), default=None)}'
+      ) from error
+
+  def steps(self) -> list[int]:
+    """Steps of the checkpoints that are there, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def restore_latest(
+    self, state_like: NamedTuple
+  ) -> tuple[NamedTuple, DataState, float] | None:
+    """The newest undamaged state, its data state and its elapsed seconds.
+
+    Args:
+      state_like: arrays or ShapeDtypeStructs with the shardings wanted.
+
+    Returns:
+      None where there is no usable checkpoint.
+    """
+    for step in reversed(self.steps()):
+      try:
+        state, meta = self._restore(step, state_like._asdict())
+      except Exception as error:
+        self._set_aside(step, error)
+        continue
+      return (
+        type(state_like)(**state),
+        DataState(**meta['data']),
+        meta['elapsed_s'],
+      )
+    return None
+
+  def _restore(self, step, state_like):
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(_abstract(state_like)),
+        meta=ocp.args.JsonRestore(),
+      ),
+    )
+    _verify(restored['state'], restored['meta'])
+    return restored['state'], restored['meta']
+
+  def _set_aside(self, step, error):
+    damaged = self.directory / f'damaged_{step}'
+    log.warning(
+      'checkpoint %s is damaged (%s): moved to %s, trying the one before',
+      self.directory / str(step),
+      _reason(error),
+      damaged.name,
+    )
+    (self.directory / str(step)).rename(damaged)
+    self._manager.close()
+    self._manager = self._open()
+
+
+def restore_state(
+  directory: Path, wanted: dict[str, Any], *, tokenizer_fingerprint: str
+) -> dict[str, Any]:
+  """Some fields of the newest state in `directory`, for the stage after it.
+
+  Args:
+    directory: the checkpoints/ directory of the stage before.
+    wanted: field name -> arrays of the shapes and shardings expected.
+    tokenizer_fingerprint: what the weights must have been trained with.
+
+  Raises:
+    CheckpointError: there is none, it is damaged, or it is another model's.
+  """
+  if not directory.is_dir():
+    raise CheckpointError(f'no checkpoint directory {directory}')
+  with ocp.CheckpointManager(directory.absolute()) as manager:
+    step = manager.latest_step()
+    if step is None:
+      raise CheckpointError(f'no checkpoint in {directory}')
+    try:
+      restored = manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeRestore(
+            _abstract(wanted),
+            restore_args=ocp.checkpoint_utils.construct_restore_args(
+              _abstract(wanted)
+            ),
+            partial_restore=True,
+          ),
+          meta=ocp.args.JsonRestore(),
+        ),
+      )
+      state, meta = restored['state'], restored['meta']
+      _verify(state, meta)
+    except Exception as error:
+      raise CheckpointError(
+        f'cannot take over {", ".join(wanted)} from {directory / str(step)}:'
+        f' {_reason(error)}'
+      ) from error
+  if meta['tokenizer'] != tokenizer_fingerprint:
+    raise CheckpointError(
+      f'{directory / str(step)} was trained with tokenizer'
+      f' {meta["tokenizer"]}, this corpus has {tokenizer_fingerprint}'
+    )
+  return state
+
+
+def _verify(state, meta):
+  for name, checksum in _checksums(state).items():
+    if checksum != meta['checksums'].get(name):
+      raise CheckpointError(f'the bits of {name} differ from those saved')
+
+
+def _reason(error: Exception) -> str:
+  text = str(error).strip() or type(error).__name__
+  return text.splitlines()[0][:300]
+
+
+def _abstract(tree):
+  return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+
+
+@jax.jit
+def _bit_sums(leaves):
+  """Sum of each array's bits, as uint32 words modulo 2**32."""
+
+  def one(x):
+    words = jax.lax.bitcast_convert_type(
+      x, jnp.dtype(f'uint{8 * x.dtype.itemsize}')
+    )
+    return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
+
+  return [one(x) for x in leaves]
+
+
+def _checksums(tree) -> dict[str, int]:
+  paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
+  names = [jax.tree_util.keystr(path) for path in paths]
+  sums = np.asarray(_bit_sums([jnp.asarray(x) for x in leaves]))
+  return dict(zip(names, sums.tolist(), strict=True))

@@ -1,0 +1,421 @@
+"""Typed, frozen configuration: what an ml_collections file turns into.
+
+A config file builds a `ConfigDict`; `from_config_dict` turns it into these
+dataclasses once, at the border, and refuses unknown, missing and mistyped
+fields by their full path. Library code never sees a `ConfigDict`.
+
+Defaults exist only where a value is mechanical (a block length, how often to
+log). What a recipe decides has none: its config file must say it.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+  """A config that cannot run; the message names the field and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSource:
+  """One domain of real documents. Kinds: see `data/documents.py`."""
+
+  kind: Literal['stdlib', 'packages', 'books', 'docs', 'text_files']
+  max_chars: int
+  path: str = ''  # text_files: a directory of *.txt and *.md
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+  """Documents, their tokenizer, and the instruction data made from them."""
+
+  sources: dict[str, TextSource]
+  vocab_size: int
+  heldout_frac: float
+  # How many conversations of each kind to make: see `data/instructions.py`.
+  conversations: dict[str, int]
+  # Longest conversation kept, in tokens.
+  max_conversation_len: int
+  # '' trains a SentencePiece model of `vocab_size` on the corpus.
+  tokenizer_path: str = ''
+
+  def __post_init__(self):
+    if not 0 < self.heldout_frac < 1:
+      raise ConfigError(
+        f'corpus.heldout_frac must lie in (0, 1), got {self.heldout_frac}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentRows:
+  """Rows cut from stored documents by a planner."""
+
+  kind: Literal['documents']
+  weight: float
+  # () takes the documents of every domain.
+  domains: tuple[str, ...]
+  planner: Literal['concat', 'whole', 'interleave']
+  # interleave (CIP): documents per row, and chunks per document.
+  docs_per_row: int = 0
+  num_chunks: int = 0
+  split: Literal['equal', 'random'] = 'equal'
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversationRows:
+  """Rows of whole stored conversations; loss on the assistant's turns."""
+
+  kind: Literal['conversations']
+  weight: float
+  # () takes every kind of conversation.
+  conversations: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TableRows:
+  """Rows of synthetic lengthy tables (SynL), made when they are read."""
+
+  kind: Literal['tables']
+  weight: float
+  tasks: dict[str, float]
+  layouts: dict[str, float]
+  num_columns: int
+  # Length of one table with its questions, in tokens: log-uniform.
+  min_len: int
+  max_len: int
+  # Questions per row of the table, and at most this many.
+  question_frac: float
+  max_questions: int
+
+  def __post_init__(self):
+    if not 32 <= self.min_len <= self.max_len:
+      raise ConfigError(
+        'tables need 32 <= min_len <= max_len (a row and a question take about'
+        f' 32 tokens), got min_len={self.min_len}, max_len={self.max_len}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What a training batch is made of."""
+
+  seq_len: int
+  batch_size: int  # rows of the global batch, all micro-batches included
+  document_mask: bool
+  restart_positions: bool
+  # 'token': every target token counts the same (ProLong, sec. 5.3);
+  # 'sequence': every document does (LongAlign, arXiv:2401.18058, Eq. 2-4).
+  loss_normalizer: Literal['token', 'sequence']
+  mixture: dict[str, DocumentRows | ConversationRows | TableRows]
+
+  def __post_init__(self):
+    total = sum(source.weight for source in self.mixture.values())
+    if abs(total - 1) > 1e-6:
+      listed = ', '.join(f'{n}={s.weight}' for n, s in self.mixture.items())
+      raise ConfigError(
+        f'data.mixture: the weights must sum to 1, got {total:g} ({listed})'
+      )
+    for name, source in self.mixture.items():
+      if source.weight < 0:
+        raise ConfigError(
+          f'data.mixture.{name}.weight must not be negative,'
+          f' got {source.weight}'
+        )
+      if self.document_mask and getattr(source, 'planner', '') == 'interleave':
+        raise ConfigError(
+          f'data.mixture.{name}: chunk-interleaved rows (planner=interleave)'
+          ' cannot be trained under data.document_mask=True: the mask would cut'
+          ' the very links that interleaving makes. Set one of the two off'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A Llama-type decoder. RoPE is apart, because stages change it."""
+
+  vocab_size: int
+  embed_dim: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  hidden_dim: int
+  tie_embeddings: bool
+  norm_eps: float
+  param_dtype: Literal['float32', 'bfloat16']
+  compute_dtype: Literal['float32', 'bfloat16']
+  remat: Literal['none', 'dots', 'full']
+  attention: Literal['dense', 'blockwise'] = 'blockwise'
+  attention_block_len: int = 128
+  loss_chunk_len: int = 2048
+  # Layers written out per step of the scan. On CPUs a scanned layer runs its
+  # element-wise work on one core, so small models unroll them all (-1).
+  scan_unroll: int = 1
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ConfigError(
+        f'model.num_heads={self.num_heads} is not a multiple of'
+        f' model.num_kv_heads={self.num_kv_heads}'
+      )
+    if self.head_dim % 2:
+      raise ConfigError(f'model.head_dim={self.head_dim} must be even for RoPE')
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+  """Rotary base and scaling; the fields of `ops.rope.rope_frequencies`."""
+
+  base: float
+  scaling: Literal['none', 'linear', 'ntk', 'yarn', 'llama3'] = 'none'
+  factor: float = 1.0
+  original_len: int = 0
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis; one of them may be -1: all that are left."""
+
+  data: int = 1
+  fsdp: int = -1
+  context: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """Optimizer and learning-rate schedule."""
+
+  name: Literal['adamw', 'muon']
+  peak_lr: float
+  schedule: Literal['cosine', 'linear', 'constant']
+  warmup_steps: int
+  # The schedule ends at peak_lr * min_lr_ratio.
+  min_lr_ratio: float
+  weight_decay: float
+  b1: float
+  b2: float
+  clip_norm: float
+  # muon: peak rate of the Adam that updates embeddings and norms.
+  adam_peak_lr: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """The loop."""
+
+  steps: int
+  # The batch is cut into this many micro-batches, summed before the update.
+  micro_batches: int
+  # 'none' | 'weights' | 'weights_and_optimizer': taken over from before.
+  carry_over: Literal['none', 'weights', 'weights_and_optimizer']
+  # Checkpoint directory of the previous stage; the recipe fills it in.
+  init_from: str = ''
+  log_every: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """How often the whole training state is written, and how many are kept."""
+
+  every_steps: int
+  keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedleConfig:
+  """Grid of the needle test: lengths in tokens, evenly spaced depths."""
+
+  lengths: tuple[int, ...]
+  num_depths: int
+  samples: int
+  # Needles in the haystack in the multi-needle test; one is asked for.
+  num_needles: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalsConfig:
+  """What is measured after a stage."""
+
+  needle: NeedleConfig
+  table_lengths: tuple[int, ...]
+  table_samples: int
+  validation_len: int
+  validation_rows: int
+  batch_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+  """One stage of a recipe: everything that `longctx train` needs."""
+
+  name: str
+  # Where the recipe comes from, shown in the report.
+  source: str
+  seed: int
+  corpus: CorpusConfig
+  data: DataConfig
+  model: ModelConfig
+  rope: RopeConfig
+  mesh: MeshConfig
+  optimizer: OptimizerConfig
+  train: TrainConfig
+  checkpoint: CheckpointConfig
+  evals: EvalsConfig
+
+  def __post_init__(self):
+    if self.data.batch_size % self.train.micro_batches:
+      raise ConfigError(
+        f'data.batch_size={self.data.batch_size} does not divide into'
+        f' train.micro_batches={self.train.micro_batches}'
+      )
+    if self.model.vocab_size != self.corpus.vocab_size:
+      raise ConfigError(
+        f'model.vocab_size={self.model.vocab_size} differs from'
+        f' corpus.vocab_size={self.corpus.vocab_size}'
+      )
+    seq_len = self.data.seq_len
+    for name, source in self.data.mixture.items():
+      longest = self.corpus.max_conversation_len
+      if isinstance(source, ConversationRows) and longest > seq_len:
+        raise ConfigError(
+          f'data.mixture.{name}: conversations of up to'
+          f' corpus.max_conversation_len={longest} tokens do not fit whole into'
+          f' rows of data.seq_len={seq_len}'
+        )
+      if isinstance(source, TableRows) and source.max_len > seq_len:
+        raise ConfigError(
+          f'data.mixture.{name}.max_len={source.max_len} does not fit into rows'
+          f' of data.seq_len={seq_len}'
+        )
+
+
+SHARED_SECTIONS = ('source', 'seed', 'corpus', 'model', 'evals')
+
+
+def stages_from_recipe(config: Any) -> tuple[StageConfig, ...]:
+  """The stages of a recipe `ConfigDict`, in `stage_order`.
+
+  A recipe holds once what all stages share (`SHARED_SECTIONS`), and under
+  `stages` what each has of its own.
+  """
+  fields = _plain(config)
+  for key in ('stages', 'stage_order', *SHARED_SECTIONS):
+    if key not in fields:
+      raise ConfigError(
+        f'config.{key} is missing: a recipe needs stages, stage_order and'
+        f' {", ".join(SHARED_SECTIONS)}. A file of one stage is run by'
+        ' `longctx train`'
+      )
+  stages, order = fields.pop('stages'), fields.pop('stage_order')
+  if sorted(order) != sorted(stages):
+    raise ConfigError(
+      f'config.stage_order {tuple(order)} does not list the stages'
+      f' {tuple(stages)}'
+    )
+  return tuple(
+    from_config_dict(
+      StageConfig,
+      {'name': name, **fields, **stages[name]},
+      f'config.stages.{name}',
+    )
+    for name in order
+  )
+
+
+def from_config_dict(cls: type, config: Any, path: str = 'config') -> Any:
+  """Builds dataclass `cls` from a `ConfigDict` or dict, checking every field.
+
+  Raises:
+    ConfigError: an unknown, missing or mistyped field, named by its path.
+  """
+  return _build(cls, _plain(config), path)
+
+
+def _plain(config):
+  return config.to_dict() if hasattr(config, 'to_dict') else dict(config)
+
+
+def _build(kind, value, path):
+  origin, args = typing.get_origin(kind), typing.get_args(kind)
+  if dataclasses.is_dataclass(kind):
+    return _build_dataclass(kind, value, path)
+  if origin in (typing.Union, types.UnionType):
+    return _build_tagged(args, value, path)
+  if origin is dict:
+    if not isinstance(value, Mapping):
+      raise ConfigError(f'{path}: expected a dictionary, got {value!r}')
+    return {
+      key: _build(args[1], item, f'{path}.{key}') for key, item in value.items()
+    }
+  if origin is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise ConfigError(f'{path}: expected a tuple, got {value!r}')
+    return tuple(_build(args[0], item, path) for item in value)
+  if origin is Literal:
+    if value not in args:
+      raise ConfigError(
+        f'{path}: {value!r} is not one of {", ".join(map(str, args))}'
+      )
+    return value
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if type(value) is not kind:
+    raise ConfigError(
+      f'{path}: expected {kind.__name__}, got {type(value).__name__} {value!r}'
+    )
+  return value
+
+
+def _build_dataclass(cls, value, path):
+  if not isinstance(value, Mapping):
+    raise ConfigError(f'{path}: expected a section, got {value!r}')
+  known = {field.name: field for field in dataclasses.fields(cls)}
+  for key in value:
+    if key not in known:
+      close = difflib.get_close_matches(key, known, n=1)
+      hint = f'did you mean {close[0]}?' if close else f'has {", ".join(known)}'
+      raise ConfigError(f'{path}.{key}: no such field; {hint}')
+  types_of = typing.get_type_hints(cls)
+  built = {}
+  for name, field in known.items():
+    if name in value:
+      built[name] = _build(types_of[name], value[name], f'{path}.{name}')
+    elif field.default is dataclasses.MISSING:
+      raise ConfigError(f'{path}.{name} is missing')
+  return cls(**built)
+
+
+def _build_tagged(classes, value, path):
+  """One of several dataclasses, told apart by the literal of their `kind`."""
+  by_kind = {
+    typing.get_args(typing.get_type_hints(cls)['kind'])[0]: cls
+    for cls in classes
+  }
+  kind = value.get('kind') if isinstance(value, Mapping) else None
+  if kind not in by_kind:
+    raise ConfigError(
+      f'{path}.kind: {kind!r} is not one of {", ".join(by_kind)}'
+    )
+  return _build_dataclass(by_kind[kind], value, path)
+
+
+def to_json(config: Any) -> str:
+  """A dataclass config as JSON, for `config.json` and the checkpoint."""
+  return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def config_hash(*configs: Any) -> str:
+  """Twelve hex digits that change with any field."""
+  text = '\n'.join(to_json(config) for config in configs)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""Documents to batches: numpy only, nothing here imports jax."""

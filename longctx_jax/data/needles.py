@@ -1,0 +1,51 @@
+"""The needle's wording, shared by the evaluation and by short training data.
+
+A needle names a key and a value; the question ends with the key, the answer is
+the bare value. Keys and values are the short words of synthetic tables, so a
+guess has one chance in dozens and an answer is a word or two. Single and
+multi-needle tests differ only in how many needles lie in the haystack
+(gkamradt/LLMTest_NeedleInAHaystack; distractors as in jzhang38/EasyContext).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from longctx_jax.data.table_values import word_lists
+
+
+class Needle(NamedTuple):
+  """One fact to hide, and how to ask for it."""
+
+  sentence: str
+  question: str
+  answer: str
+
+
+def draw_needles(rng: np.random.Generator, count: int) -> list[Needle]:
+  """Needles with distinct keys and distinct values."""
+  lists = word_lists()
+  keys = rng.choice(lists['name'], count, replace=False).tolist()
+  values = rng.choice(lists['word'], count, replace=False).tolist()
+  return [
+    Needle(
+      sentence=f' The magic word of {key} is {value}.',
+      question=f'What is the magic word of {key}',
+      answer=value,
+    )
+    for key, value in zip(keys, values, strict=True)
+  ]
+
+
+def hide_needles(
+  haystack: list, needles: list[list], places: list[int]
+) -> list:
+  """Inserts needle j before haystack item places[j]; works on any items.
+
+  h0 h1 h2 h3, [n n] at 1, [m] at 4   ->   h0 n n h1 h2 h3 m
+  """
+  out, last = [], 0
+  for j in sorted(range(len(needles)), key=lambda j: places[j]):
+    out += [*haystack[last : places[j]], *needles[j]]
+    last = places[j]
+  return out + haystack[last:]

@@ -1,0 +1,198 @@
+"""Documents to a corpus on disk: tokenizer, stores, instruction data.
+
+    corpus/tokenizer.model   trained on the corpus, unless one is given
+    corpus/documents/        training documents, tokenised
+    corpus/heldout/          documents kept from training, by a hash of the name
+    corpus/conversations/    instruction data made from training documents
+
+The directory appears under its name only when all of it is written.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from longctx_jax.config import ConfigError, CorpusConfig
+from longctx_jax.data import synthetic_tables
+from longctx_jax.data.chat import encode_conversation
+from longctx_jax.data.documents import Document, is_heldout, read_documents
+from longctx_jax.data.instructions import FROM_CODE, make_conversations
+from longctx_jax.data.store import (
+  DocumentStore,
+  StoredDocument,
+  StoreError,
+  write_store,
+)
+from longctx_jax.data.tokenizer import (
+  SentencePieceTokenizer,
+  Tokenizer,
+  train_sentencepiece,
+)
+
+log = logging.getLogger(__name__)
+
+# ours: the words of small synthetic tables are shown to the tokenizer once per
+# this many characters of text, often enough for each to become one piece.
+CHARS_PER_VOCABULARY = 4_000
+
+
+class Corpus(NamedTuple):
+  """What every stage trains and is evaluated on."""
+
+  tokenizer: Tokenizer
+  documents: DocumentStore
+  heldout: DocumentStore
+  conversations: DocumentStore
+
+
+def prepare_corpus(
+  config: CorpusConfig, directory: Path, *, seed: int
+) -> Corpus:
+  """Opens the corpus in `directory`, or makes it if it is not there.
+
+  Raises:
+    ConfigError: there is one, made with other settings; or there is no text
+      to make one of.
+  """
+  settings = {'corpus': dataclasses.asdict(config), 'seed': seed}
+  # As they come back from the manifest: JSON has no tuples.
+  settings = json.loads(json.dumps(settings))
+  if not directory.exists():
+    partial = directory.with_name(directory.name + '.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+      _write_corpus(config, partial, settings, seed)
+      partial.rename(directory)
+    finally:
+      shutil.rmtree(partial, ignore_errors=True)
+  return open_corpus(directory, settings)
+
+
+def open_corpus(directory: Path, settings: dict | None = None) -> Corpus:
+  """The corpus in `directory`, checked to belong together.
+
+  Raises:
+    ConfigError: it was made with settings other than `settings`.
+    StoreError: a store was tokenised by another tokenizer, or is damaged.
+  """
+  tokenizer = SentencePieceTokenizer(directory / 'tokenizer.model')
+  stores = [
+    DocumentStore(directory / name)
+    for name in ('documents', 'heldout', 'conversations')
+  ]
+  for store in stores:
+    if store.tokenizer_fingerprint != tokenizer.fingerprint:
+      raise StoreError(
+        f'{store.directory} was tokenised by {store.tokenizer_fingerprint},'
+        f' but {directory / "tokenizer.model"} is {tokenizer.fingerprint}:'
+        f' remove {directory} to prepare it again'
+      )
+    if settings is not None and store.settings != settings:
+      raise ConfigError(
+        f'{directory} was prepared with other corpus settings: give another'
+        ' --workdir, or remove it to prepare it again'
+      )
+  return Corpus(tokenizer, *stores)
+
+
+def cache_dir() -> Path:
+  """Where downloaded texts are kept between runs."""
+  root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+  return Path(root) / 'longctx_jax'
+
+
+def _write_corpus(config, directory, settings, seed):
+  training, heldout = [], []
+  for domain, source in config.sources.items():
+    found = read_documents(source, domain, cache_dir())
+    log.info('corpus: %d documents of %s', len(found), domain)
+    for document in found:
+      held = is_heldout(document.name, config.heldout_frac)
+      (heldout if held else training).append(document)
+  if not training or not heldout:
+    raise ConfigError(
+      f'empty corpus: {len(training)} training and {len(heldout)} held-out'
+      ' documents. Both must be there: raise corpus.sources.*.max_chars or'
+      ' change corpus.heldout_frac'
+    )
+  directory.mkdir(parents=True)
+  tokenizer = _make_tokenizer(config, training, directory / 'tokenizer.model')
+
+  def write(name, documents):
+    write_store(
+      directory / name,
+      documents,
+      tokenizer_fingerprint=tokenizer.fingerprint,
+      settings=settings,
+    )
+
+  log.info('corpus: tokenising %d documents', len(training) + len(heldout))
+  write('documents', _tokenised(tokenizer, training))
+  write('heldout', _tokenised(tokenizer, heldout))
+  write('conversations', _conversations(config, tokenizer, training, seed))
+
+
+def _make_tokenizer(config, documents, path) -> Tokenizer:
+  if config.tokenizer_path:
+    tokenizer = SentencePieceTokenizer(config.tokenizer_path)
+    if tokenizer.vocab_size > config.vocab_size:
+      raise ConfigError(
+        f'{config.tokenizer_path} has {tokenizer.vocab_size} pieces, more than'
+        f' corpus.vocab_size={config.vocab_size}'
+      )
+    shutil.copyfile(config.tokenizer_path, path)
+    return tokenizer
+  log.info('corpus: training a tokenizer of %d pieces', config.vocab_size)
+  texts = [document.text for document in documents]
+  repeats = 1 + sum(map(len, texts)) // CHARS_PER_VOCABULARY
+  texts += [synthetic_tables.vocabulary_text()] * repeats
+  return train_sentencepiece(texts, config.vocab_size, path)
+
+
+def _tokenised(
+  tokenizer: Tokenizer, documents: Iterable[Document]
+) -> Iterator[StoredDocument]:
+  for document in documents:
+    text = tokenizer.encode(document.text)
+    tokens = np.concatenate([[tokenizer.bos_id], text, [tokenizer.eos_id]])
+    yield StoredDocument(
+      document.name, document.domain, tokens.astype(np.int32), None
+    )
+
+
+def _conversations(
+  config: CorpusConfig,
+  tokenizer: Tokenizer,
+  documents: list[Document],
+  seed: int,
+) -> Iterator[StoredDocument]:
+  """Instruction data by kind; what is too long to train on is left out."""
+  is_code = {
+    name: source.kind in ('stdlib', 'packages')
+    for name, source in config.sources.items()
+  }
+  too_long: Counter = Counter()
+  for k, (kind, count) in enumerate(sorted(config.conversations.items())):
+    from_code = kind in FROM_CODE
+    used = [d for d in documents if is_code[d.domain] == from_code]
+    rng = np.random.default_rng((seed, k))
+    for i, turns in enumerate(make_conversations(kind, used, count, rng)):
+      tokens, mask = encode_conversation(tokenizer, turns)
+      if len(tokens) <= config.max_conversation_len:
+        yield StoredDocument(f'{kind}/{i}', kind, tokens, mask)
+      else:
+        too_long[kind] += 1
+  if too_long:
+    log.info(
+      'corpus: conversations above max_conversation_len=%d left out: %s',
+      config.max_conversation_len,
+      ', '.join(f'{n} {kind}' for kind, n in sorted(too_long.items())),
+    )

@@ -1,0 +1,55 @@
+"""RowPlan: which slices of which documents make row i.
+
+Every packing scheme (concatenation, whole conversations, chunk interleaving) is
+a planner `(document lengths, row length, rng) -> RowPlan`, and nothing else.
+Reading a row is the same code for all, and any row can be read at any time, so
+a batch is a pure function of (seed, step) and resuming costs nothing.
+"""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class RowPlan:
+  """Rows of at most `row_len` tokens, each a list of document slices.
+
+      documents   0: a b c d e     1: x y
+      row_len 4   row 0: [(0, 0, 4)]             a b c d
+                  row 1: [(0, 4, 5), (1, 0, 2)]  e x y .
+
+  Slices lie flat, those of row i at row_offsets[i]:row_offsets[i + 1].
+  """
+
+  row_len: int
+  documents: np.ndarray  # int64 [num_slices]
+  starts: np.ndarray  # int64 [num_slices], tokens
+  stops: np.ndarray  # int64 [num_slices], tokens, exclusive
+  row_offsets: np.ndarray  # int64 [num_rows + 1]
+
+  def __len__(self) -> int:
+    return len(self.row_offsets) - 1
+
+  def row(self, i: int) -> list[tuple[int, int, int]]:
+    """Slices (document, start, stop) of row i, in order."""
+    part = slice(self.row_offsets[i], self.row_offsets[i + 1])
+    fields = (self.documents[part], self.starts[part], self.stops[part])
+    return list(zip(*(field.tolist() for field in fields), strict=True))
+
+  def fingerprint(self) -> str:
+    """Twelve hex digits that change with any slice."""
+    digest = hashlib.sha256(str(self.row_len).encode())
+    for field in (self.documents, self.starts, self.stops, self.row_offsets):
+      digest.update(np.ascontiguousarray(field, np.int64).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def plan_from_rows(
+  rows: list[list[tuple[int, int, int]]], row_len: int
+) -> RowPlan:
+  """A plan from rows written out as lists of (document, start, stop)."""
+  slices = np.array([s for row in rows for s in row], np.int64).reshape(-1, 3)
+  offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
+  return RowPlan(row_len, slices[:, 0], slices[:, 1], slices[:, 2], offsets)

@@ -1,0 +1,201 @@
+"""Where rows come from: a plan over a store, or a generator of tables."""
+
+import functools
+import math
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from longctx_jax.config import ConfigError, DocumentRows, TableRows
+from longctx_jax.data import interleave, packing, synthetic_tables
+from longctx_jax.data.chat import encode_conversation
+from longctx_jax.data.row_plan import RowPlan
+from longctx_jax.data.store import DocumentStore
+from longctx_jax.data.tokenizer import Tokenizer
+
+
+class Row(NamedTuple):
+  """A row before padding: its tokens, and where its slices end."""
+
+  tokens: np.ndarray  # int32 [n], n <= T
+  loss_mask: np.ndarray  # bool [n], may the token be a target
+  slice_lens: np.ndarray  # int64, sums to n
+
+
+class RowSource(Protocol):
+  """Endless rows, each a pure function of its number."""
+
+  fingerprint: str
+
+  def row(self, i: int) -> Row:
+    """Row i; one past the end begins the next epoch."""
+    ...
+
+
+class StoredRows:
+  """Rows of a plan over stored documents, in a new order every epoch."""
+
+  def __init__(
+    self,
+    store: DocumentStore,
+    plan: RowPlan,
+    documents: np.ndarray,
+    seed: tuple[int, ...],
+  ):
+    """`documents` maps the plan's document numbers to the store's."""
+    self._store, self._plan, self._documents = store, plan, documents
+    self._seed = seed
+    self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
+    self.fingerprint = f'{store.fingerprint}-{plan.fingerprint()}'
+
+  @classmethod
+  def of_documents(
+    cls,
+    store: DocumentStore,
+    source: DocumentRows,
+    row_len: int,
+    seed: tuple[int, ...],
+  ) -> 'StoredRows':
+    """Rows of the documents of some domains, by the planner that is named."""
+    rng = np.random.default_rng((*seed, 0))
+    documents, lengths = _select(store, source.domains)
+    if source.planner == 'interleave':
+      plan = interleave.interleaved_rows(
+        lengths,
+        row_len,
+        rng,
+        docs_per_row=source.docs_per_row,
+        num_chunks=source.num_chunks,
+        split=source.split,
+      )
+    elif source.planner == 'whole':
+      plan = packing.whole_document_rows(lengths, row_len, rng)
+    else:
+      plan = packing.concat_rows(lengths, row_len, rng)
+    return cls(store, plan, documents, seed)
+
+  @classmethod
+  def of_conversations(
+    cls,
+    store: DocumentStore,
+    kinds: tuple[str, ...],
+    row_len: int,
+    seed: tuple[int, ...],
+  ) -> 'StoredRows':
+    """Rows of whole conversations of some kinds."""
+    documents, lengths = _select(store, kinds)
+    rng = np.random.default_rng((*seed, 0))
+    plan = packing.whole_document_rows(lengths, row_len, rng)
+    return cls(store, plan, documents, seed)
+
+  def row(self, i: int) -> Row:
+    """Row i of the endless sequence of epochs."""
+    epoch, k = divmod(i, len(self._plan))
+    tokens, masks, lens = [], [], []
+    for document, start, stop in self._plan.row(int(self._order(epoch)[k])):
+      part, mask = self._store.read(int(self._documents[document]), start, stop)
+      tokens.append(part)
+      masks.append(mask)
+      lens.append(stop - start)
+    return Row(np.concatenate(tokens), np.concatenate(masks), np.array(lens))
+
+  def _epoch_order(self, epoch):
+    rng = np.random.default_rng((*self._seed, 1, epoch))
+    return rng.permutation(len(self._plan))
+
+
+def _select(store, domains):
+  """Numbers and lengths of the documents of `domains`; () takes all."""
+  missing = set(domains) - set(store.domains)
+  if missing:
+    raise ConfigError(
+      f'no documents of {", ".join(sorted(missing))} in the store, which has'
+      f' {", ".join(sorted(set(store.domains)))}'
+    )
+  wanted = np.array(
+    [not domains or domain in domains for domain in store.domains]
+  )
+  documents = np.flatnonzero(wanted)
+  return documents, store.lengths[documents]
+
+
+class TableConversation(NamedTuple):
+  """A table, questions about it, and both as turns and as tokens."""
+
+  table: synthetic_tables.Table
+  questions: list[synthetic_tables.Question]
+  turns: list[tuple[str, str]]
+  encoded: tuple[np.ndarray, np.ndarray]  # tokens, loss mask
+
+
+class SyntheticTableRows:
+  """Rows filled with synthetic tables and questions, made when read."""
+
+  def __init__(
+    self,
+    config: TableRows,
+    tokenizer: Tokenizer,
+    row_len: int,
+    seed: tuple[int, ...],
+  ):
+    self._config, self._tokenizer = config, tokenizer
+    self._row_len, self._seed = row_len, seed
+    self.fingerprint = synthetic_tables.fingerprint()
+
+  def row(self, i: int) -> Row:
+    """Tables of log-uniform lengths until the row is full; none is cut."""
+    config = self._config
+    rng = np.random.default_rng((*self._seed, i))
+    tokens, masks, room = [], [], self._row_len
+    while room >= config.min_len:
+      length = synthetic_tables.log_uniform(
+        rng, config.min_len, min(config.max_len, room)
+      )
+      conversation = make_table_conversation(
+        rng, self._tokenizer, config, length
+      ).encoded
+      if len(conversation[0]) > room:
+        break
+      tokens.append(conversation[0])
+      masks.append(conversation[1])
+      room -= len(conversation[0])
+    if not tokens:
+      raise ConfigError(
+        f'not even a table of one row fits into {self._row_len} tokens: raise'
+        ' data.seq_len'
+      )
+    lens = np.array([len(part) for part in tokens])
+    return Row(np.concatenate(tokens), np.concatenate(masks), lens)
+
+
+def make_table_conversation(
+  rng: np.random.Generator,
+  tokenizer: Tokenizer,
+  config: TableRows,
+  length: int,
+) -> TableConversation:
+  """A table and questions that fill at most about `length` tokens.
+
+  Only a table of a single row may be longer.
+  """
+  layout = synthetic_tables.draw_layout(rng, config.layouts)
+  num_rows = synthetic_tables.estimate_rows(
+    layout, config.num_columns, 3 * length
+  )
+  while True:
+    asked = math.ceil(config.question_frac * num_rows)
+    table, questions = synthetic_tables.make_conversation(
+      rng,
+      tasks=config.tasks,
+      layouts={layout: 1.0},
+      num_rows=num_rows,
+      num_questions=min(asked, config.max_questions),
+      num_columns=config.num_columns,
+    )
+    turns = synthetic_tables.conversation_turns(table, questions)
+    conversation = encode_conversation(tokenizer, turns)
+    used = len(conversation[0])
+    if used <= length or num_rows == 1:
+      return TableConversation(table, questions, turns, conversation)
+    # The first guess is generous; the second is nearly right.
+    num_rows = max(1, min(num_rows - 1, int(num_rows * 0.98 * length / used)))

@@ -1,0 +1,79 @@
+"""What a model would say at every position: losses and greedy predictions.
+
+Greedy decoding gives exactly an expected answer iff, with the answer itself as
+input, the most likely token at each of its positions is the answer's next one.
+So exact match needs one forward pass and no decoding loop.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from longctx_jax import sharding
+from longctx_jax.batch import Batch
+from longctx_jax.config import StageConfig
+from longctx_jax.ops.cross_entropy import token_losses_and_predictions
+from longctx_jax.train import model_graph
+
+
+class Predictor:
+  """A model's parameters, ready to be asked about rows of any length."""
+
+  def __init__(self, config: StageConfig, params: Any, mesh: Mesh):
+    self._params, self._mesh = params, mesh
+    self._batch_tokens = config.evals.batch_tokens
+    self._multiple = mesh.shape['data'] * mesh.shape['fsdp']
+    graph = model_graph(config)
+
+    @jax.jit
+    def run(params, batch: Batch):
+      model = nnx.merge(graph, params)
+      x = model(batch.tokens, batch.segment_ids, batch.positions)
+      return token_losses_and_predictions(
+        x,
+        model.unembedding_matrix(),
+        batch.targets,
+        chunk_len=config.model.loss_chunk_len,
+      )
+
+    self._run = run
+
+  def rows(
+    self, rows: Sequence[np.ndarray]
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each row of tokens [T]: losses [T - 1] and predictions [T - 1].
+
+    Entry t is about token t + 1, given those up to t. Rows are padded to the
+    next power of two of the longest, so that few shapes are compiled: bring
+    together rows of similar lengths.
+    """
+    T = 1 << (max(len(row) for row in rows) - 1).bit_length()
+    T += -T % self._mesh.shape['context']
+    batch_size = max(self._batch_tokens // T, 1)
+    batch_size += -batch_size % self._multiple
+    for first in range(0, len(rows), batch_size):
+      group = rows[first : first + batch_size]
+      batch = jax.device_put(
+        _pad_rows(group, batch_size, T), sharding.batch_sharding(self._mesh)
+      )
+      losses, predictions = map(np.asarray, self._run(self._params, batch))
+      for k, row in enumerate(group):
+        used = len(row) - 1
+        yield losses[k, :used], predictions[k, :used]
+
+
+def _pad_rows(rows, batch_size, T) -> Batch:
+  tokens = np.zeros((batch_size, T), np.int32)
+  segment_ids = np.zeros((batch_size, T), np.int32)
+  for k, row in enumerate(rows):
+    tokens[k, : len(row)] = row
+    segment_ids[k, : len(row)] = 1
+  targets = np.zeros_like(tokens)
+  targets[:, :-1] = tokens[:, 1:]
+  positions = np.broadcast_to(np.arange(T, dtype=np.int32), tokens.shape)
+  weights = np.zeros(tokens.shape, np.float32)
+  return Batch(tokens, targets, weights, segment_ids, positions)

@@ -1,0 +1,75 @@
+"""All that is measured after a stage."""
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from longctx_jax.config import StageConfig
+from longctx_jax.data.prepare import Corpus
+from longctx_jax.data.store import DocumentStore
+from longctx_jax.evals.needle import mean_by_length, needle_grid
+from longctx_jax.evals.predict import Predictor
+from longctx_jax.evals.tables import table_accuracy
+from longctx_jax.evals.validation import validation_loss
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+  config: StageConfig, params: Any, corpus: Corpus, mesh: Mesh
+) -> dict[str, Any]:
+  """Needle grids, table accuracies and validation losses, ready for JSON."""
+  began = time.monotonic()
+  evals, predictor = config.evals, Predictor(config, params, mesh)
+  haystack = haystack_tokens(corpus.heldout)
+  grids = {
+    name: needle_grid(
+      predictor,
+      corpus.tokenizer,
+      haystack,
+      evals.needle,
+      num_needles=num_needles,
+      seed=config.seed,
+    )
+    for name, num_needles in (
+      ('single', 1),
+      ('multi', evals.needle.num_needles),
+    )
+  }
+  for name, grid in grids.items():
+    shown = [f'{n}: {100 * x:.0f}%' for n, x in mean_by_length(grid).items()]
+    log.info('%s: %s needle %s', config.name, name, ', '.join(shown))
+  tables = table_accuracy(
+    predictor,
+    corpus.tokenizer,
+    lengths=evals.table_lengths,
+    samples=evals.table_samples,
+    seed=config.seed,
+  )
+  loss, by_position = validation_loss(
+    predictor,
+    corpus.heldout,
+    length=evals.validation_len,
+    num_rows=evals.validation_rows,
+    seed=config.seed,
+  )
+  log.info('%s: validation loss %.3f', config.name, loss)
+  return {
+    'needle': grids,
+    'tables': tables,
+    'val_loss': loss,
+    'val_loss_by_position': by_position,
+    'wall_s': time.monotonic() - began,
+  }
+
+
+def haystack_tokens(store: DocumentStore) -> np.ndarray:
+  """Held-out documents end to end, without their begin and end tokens."""
+  parts = [
+    store.read(document, 1, int(length) - 1)[0]
+    for document, length in enumerate(store.lengths.tolist())
+  ]
+  return np.concatenate(parts)

@@ -1,0 +1,188 @@
+"""A Llama-type decoder in Flax NNX: RMSNorm, grouped-query attention, SwiGLU.
+
+Layers are one `Block` whose parameters carry a leading layer axis L, applied by
+a scan: compile time does not grow with depth. The dtype policy lives here
+alone: parameters in `param_dtype`, products in `compute_dtype`; norms, RoPE and
+softmax in float32.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from longctx_jax.array_types import typed
+from longctx_jax.config import ModelConfig, RopeConfig
+from longctx_jax.ops.attention import dense_attention
+from longctx_jax.ops.blockwise_attention import blockwise_attention
+from longctx_jax.ops.rope import apply_rope, rope_frequencies
+
+REMAT_POLICIES = {
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class RMSNorm(nnx.Module):
+  """Root-mean-square norm (arXiv:1910.07467), float32 inside."""
+
+  def __init__(self, dim: int, eps: float, dtype):
+    self.scale = nnx.Param(jnp.ones((dim,), dtype))
+    self.eps = eps
+
+  @typed
+  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+    """Scales each token to unit root mean square, then by `scale`."""
+    x32 = x.astype(jnp.float32)
+    mean_square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
+    normed = x32 * jax.lax.rsqrt(mean_square + self.eps)
+    return (normed * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+def _kernel(rngs, shape, num_inputs, dtype):
+  """A weight drawn so that unit inputs give unit outputs."""
+  std = num_inputs**-0.5
+  draw = jax.random.truncated_normal(rngs.params(), -3, 3, shape, jnp.float32)
+  return nnx.Param((std * draw).astype(dtype))
+
+
+class Attention(nnx.Module):
+  """Grouped-query attention (arXiv:2305.13245) with RoPE."""
+
+  def __init__(self, config: ModelConfig, rope: RopeConfig, rngs: nnx.Rngs):
+    D, N, K, H = (
+      config.embed_dim,
+      config.num_heads,
+      config.num_kv_heads,
+      config.head_dim,
+    )
+    dtype = config.param_dtype
+    self.query = _kernel(rngs, (D, N, H), D, dtype)
+    self.key = _kernel(rngs, (D, K, H), D, dtype)
+    self.value = _kernel(rngs, (D, K, H), D, dtype)
+    self.out = _kernel(rngs, (N, H, D), N * H, dtype)
+    self.config, self.rope = config, rope
+
+  @typed
+  def __call__(
+    self,
+    x: Float[Array, 'B T D'],
+    segment_ids: Int[Array, 'B T'],
+    positions: Int[Array, 'B T'],
+  ) -> Float[Array, 'B T D']:
+    """Each token attends inside its segment, to itself and what is before."""
+    config = self.config
+    rope = {f: v for f, v in vars(self.rope).items() if f != 'base'}
+    frequencies, scale = rope_frequencies(
+      config.head_dim, self.rope.base, **rope
+    )
+    rotate = functools.partial(
+      apply_rope,
+      positions=positions,
+      frequencies=jnp.asarray(frequencies),
+      scale=scale,
+    )
+    kernels = (self.query, self.key, self.value)
+    q, k, v = (
+      jnp.einsum('BTD,DNH->BTNH', x, kernel[...].astype(x.dtype))
+      for kernel in kernels
+    )
+    if config.attention == 'dense':
+      attend = dense_attention
+    else:
+      attend = functools.partial(
+        blockwise_attention, block_len=config.attention_block_len
+      )
+    out = attend(rotate(q), rotate(k), v, segment_ids=segment_ids)
+    return jnp.einsum('BTNH,NHD->BTD', out, self.out[...].astype(x.dtype))
+
+
+class MLP(nnx.Module):
+  """SwiGLU (arXiv:2002.05202)."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    D, F, dtype = config.embed_dim, config.hidden_dim, config.param_dtype
+    self.gate = _kernel(rngs, (D, F), D, dtype)
+    self.up = _kernel(rngs, (D, F), D, dtype)
+    self.down = _kernel(rngs, (F, D), F, dtype)
+
+  @typed
+  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+    """Token by token: down(silu(gate(x)) * up(x))."""
+    gate, up, down = (
+      kernel[...].astype(x.dtype) for kernel in (self.gate, self.up, self.down)
+    )
+    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+
+class Block(nnx.Module):
+  """One pre-norm layer."""
+
+  def __init__(self, config: ModelConfig, rope: RopeConfig, rngs: nnx.Rngs):
+    norm = functools.partial(
+      RMSNorm, config.embed_dim, config.norm_eps, config.param_dtype
+    )
+    self.attention_norm, self.mlp_norm = norm(), norm()
+    self.attention = Attention(config, rope, rngs)
+    self.mlp = MLP(config, rngs)
+
+  def __call__(self, x, segment_ids, positions):
+    """[B, T, D] -> [B, T, D]."""
+    x = x + self.attention(self.attention_norm(x), segment_ids, positions)
+    return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nnx.Module):
+  """Tokens to final hidden states; the loss does the unembedding in chunks."""
+
+  def __init__(self, config: ModelConfig, rope: RopeConfig, *, rngs: nnx.Rngs):
+    V, D, L = config.vocab_size, config.embed_dim, config.num_layers
+    self.embedding = _kernel(rngs, (V, D), D, config.param_dtype)
+
+    @nnx.split_rngs(splits=L)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make_blocks(rngs):
+      return Block(config, rope, rngs)
+
+    self.blocks = make_blocks(rngs)
+    self.final_norm = RMSNorm(D, config.norm_eps, config.param_dtype)
+    if not config.tie_embeddings:
+      self.unembedding = _kernel(rngs, (D, V), D, config.param_dtype)
+    self.config = config
+
+  def unembedding_matrix(self) -> jax.Array:
+    """[D, V] in the compute dtype."""
+    config = self.config
+    kernel = (
+      self.embedding[...].T if config.tie_embeddings else self.unembedding[...]
+    )
+    return kernel.astype(config.compute_dtype)
+
+  @typed
+  def __call__(
+    self,
+    tokens: Int[Array, 'B T'],
+    segment_ids: Int[Array, 'B T'],
+    positions: Int[Array, 'B T'],
+  ) -> Float[Array, 'B T D']:
+    """Final hidden states, normed and ready for `unembedding_matrix`."""
+    config = self.config
+    x = self.embedding[...][tokens].astype(config.compute_dtype)
+
+    def apply_block(x, block):
+      return block(x, segment_ids, positions)
+
+    if config.remat != 'none':
+      apply_block = nnx.remat(
+        apply_block, policy=REMAT_POLICIES[config.remat], prevent_cse=False
+      )
+    unroll = config.scan_unroll
+    scan = nnx.scan(
+      apply_block,
+      in_axes=(nnx.Carry, 0),
+      out_axes=nnx.Carry,
+      unroll=config.num_layers if unroll == -1 else unroll,
+    )
+    return self.final_norm(scan(x, self.blocks))

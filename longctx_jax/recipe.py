@@ -1,0 +1,185 @@
+"""Stages chained: what carries over from one to the next, and what is kept.
+
+A stage that has its results.json is done and is not run again; a stage that
+was interrupted goes on from its newest checkpoint. So the same command, given
+again after any kill, ends in the same weights.
+"""
+
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from longctx_jax import sharding
+from longctx_jax.checkpoint import restore_state
+from longctx_jax.config import (
+  ConfigError,
+  StageConfig,
+  config_hash,
+  from_config_dict,
+)
+from longctx_jax.data.prepare import Corpus, prepare_corpus
+from longctx_jax.evals.needle import mean_by_length
+from longctx_jax.evals.runner import evaluate
+from longctx_jax.optimizer import reset_schedule
+from longctx_jax.report import write_report
+from longctx_jax.train import TrainState, init_state, train
+from longctx_jax.workdir import claim_workdir, write_atomically
+
+log = logging.getLogger(__name__)
+
+
+def run_recipe(
+  stages: tuple[StageConfig, ...], workdir: Path
+) -> dict[str, Any]:
+  """Runs all stages, evaluates after each, writes the report; the summary.
+
+  Raises:
+    ConfigError: stages that don't fit together, the mesh or the workdir.
+  """
+  check_stages(stages)
+  meshes = [sharding.make_mesh(stage.mesh) for stage in stages]
+  for stage, mesh in zip(stages, meshes, strict=True):
+    sharding.check_divisible(stage, mesh)
+  claim_workdir(
+    workdir, {'stages': [dataclasses.asdict(stage) for stage in stages]}
+  )
+  began = time.monotonic()
+  corpus = prepare_corpus(
+    stages[0].corpus, workdir / 'corpus', seed=stages[0].seed
+  )
+  log.info('corpus: ready after %.0f s', time.monotonic() - began)
+  results = []
+  for i, (stage, mesh) in enumerate(zip(stages, meshes, strict=True)):
+    directory = stage_directory(workdir, i, stage.name)
+    before = stage_directory(workdir, i - 1, stages[i - 1].name) if i else None
+    results.append(run_stage(stage, corpus, directory, mesh, before))
+    summary = summarise(stages[: i + 1], results)
+    write_atomically(workdir / 'summary.json', json.dumps(summary, indent=2))
+    write_report(stages[: i + 1], workdir)
+  return summary
+
+
+def rewrite_report(workdir: Path) -> Path:
+  """Writes the report of a finished or half-finished run again; its path.
+
+  Raises:
+    ConfigError: `workdir` holds no run.
+  """
+  path = workdir / 'config.json'
+  if not (workdir / 'summary.json').exists():
+    raise ConfigError(f'{workdir} holds no run with a finished stage')
+  stages = tuple(
+    from_config_dict(StageConfig, stage, f'{path}: stages')
+    for stage in json.loads(path.read_text())['stages']
+  )
+  done = len(json.loads((workdir / 'summary.json').read_text())['stages'])
+  return write_report(stages[:done], workdir)
+
+
+def stage_directory(workdir: Path, i: int, name: str) -> Path:
+  """Where stage number i (from 0) of a recipe lives."""
+  return workdir / 'stages' / f'{i + 1}_{name}'
+
+
+def run_stage(
+  stage: StageConfig,
+  corpus: Corpus,
+  directory: Path,
+  mesh: Mesh,
+  before: Path | None,
+) -> dict[str, Any]:
+  """Trains and evaluates one stage, or returns the results it has already."""
+  path = directory / 'results.json'
+  if path.exists():
+    log.info('%s: done before', stage.name)
+    return json.loads(path.read_text())
+  start = start_state(stage, corpus, mesh, before)
+  trained = train(stage, corpus, directory, mesh, start)
+  evals = evaluate(stage, trained.state.params, corpus, mesh)
+  results = {
+    'name': stage.name,
+    'steps': stage.train.steps,
+    'tokens': stage.train.steps * stage.data.batch_size * stage.data.seq_len,
+    'train_wall_s': trained.elapsed_s,
+    'evals': evals,
+  }
+  write_atomically(path, json.dumps(results, indent=2))
+  return results
+
+
+def start_state(
+  stage: StageConfig, corpus: Corpus, mesh: Mesh, before: Path | None
+) -> TrainState:
+  """A fresh state, with what the stage takes over from the one before.
+
+  Weights, or weights and optimizer moments; the step, and with it the
+  learning-rate schedule, starts again (ProLong, arXiv:2410.02660, sec. 4.1).
+
+  Raises:
+    ConfigError: the stage takes over weights, and there is nothing before it.
+    CheckpointError: what is before it cannot be taken over.
+  """
+  state = init_state(stage, mesh)
+  carry_over = stage.train.carry_over
+  if carry_over == 'none':
+    return state
+  checkpoints = before / 'checkpoints' if before else stage.train.init_from
+  if not checkpoints:
+    raise ConfigError(
+      f'{stage.name}: train.carry_over={carry_over!r} needs a checkpoint to'
+      ' start from: set train.init_from to the checkpoints/ directory of the'
+      ' stage before, or train.carry_over=none'
+    )
+  wanted = {'params': state.params}
+  if carry_over == 'weights_and_optimizer':
+    wanted['opt_state'] = state.opt_state
+  taken = restore_state(
+    Path(checkpoints),
+    wanted,
+    tokenizer_fingerprint=corpus.tokenizer.fingerprint,
+  )
+  if 'opt_state' in taken:
+    taken['opt_state'] = reset_schedule(taken['opt_state'])
+  log.info('%s: takes over %s', stage.name, ' and '.join(sorted(wanted)))
+  return state._replace(**taken)
+
+
+def check_stages(stages: tuple[StageConfig, ...]) -> None:
+  """Raises ConfigError where a stage cannot follow the one before."""
+  if stages[0].train.carry_over != 'none' and not stages[0].train.init_from:
+    raise ConfigError(
+      f'{stages[0].name}: the first stage has nothing to take over: set'
+      ' train.carry_over=none or train.init_from'
+    )
+  names = [stage.name for stage in stages]
+  if len(set(names)) < len(names):
+    raise ConfigError(f'two stages have the same name: {names}')
+
+
+def summarise(
+  stages: tuple[StageConfig, ...], results: list[dict[str, Any]]
+) -> dict[str, Any]:
+  """The figures of summary.json."""
+  summaries = [
+    {
+      'name': result['name'],
+      'steps': result['steps'],
+      'wall_s': result['train_wall_s'] + result['evals']['wall_s'],
+      'tokens': result['tokens'],
+      'needle': mean_by_length(result['evals']['needle']['single']),
+      'multi_needle': mean_by_length(result['evals']['needle']['multi']),
+      'val_loss': result['evals']['val_loss'],
+      'synl': result['evals']['tables'],
+    }
+    for result in results
+  ]
+  return {
+    'stages': summaries,
+    'total_wall_s': sum(stage['wall_s'] for stage in summaries),
+    'config_hash': config_hash(*stages),
+  }

@@ -1,0 +1,399 @@
+"""One self-contained HTML page about a run, for looking rather than reading.
+
+Everything on it is in the run's directory and its config; nothing is loaded
+from outside and no script runs, so that the file can be mailed, printed and
+kept.
+"""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import markupsafe
+
+from longctx_jax import figures
+from longctx_jax.config import ConversationRows, StageConfig
+from longctx_jax.metrics import read_metrics
+from longctx_jax.workdir import write_atomically
+
+Grid = Mapping[str, Mapping[str, float]]
+ABSENT = '–'
+
+
+class StageRun(NamedTuple):
+  """A finished stage: its config, its results.json and its metrics.jsonl."""
+
+  config: StageConfig
+  results: dict[str, Any]
+  metrics: list[dict[str, float]]
+
+
+class Cell(NamedTuple):
+  """A share as it is shown, with the colours of its cell."""
+
+  text: str
+  background: str
+  ink: str
+
+
+class Heatmap(NamedTuple):
+  """A needle grid: lengths ascending, one row of cells a depth."""
+
+  stage: str
+  row_len: int  # tokens of the stage's training rows
+  lengths: list[int]
+  num_inside: int  # lengths up to row_len come first: how many they are
+  num_short: int  # lengths up to the shortest rows of any stage
+  rows: list[tuple[str, list[Cell]]]
+  mean: float
+  mean_beyond: float | None  # None: no length lies beyond row_len
+
+
+class Setting(NamedTuple):
+  """A config field, and its value in each stage."""
+
+  path: str
+  values: list[str]
+  changed: list[bool]  # against the stage before; the first never is
+
+
+def write_report(stages: tuple[StageConfig, ...], workdir: Path) -> Path:
+  """Writes workdir/report.html about finished stages; returns its path.
+
+  Raises:
+    FileNotFoundError: a stage has no results.json, or there is no
+      summary.json.
+  """
+  runs = [_read_stage(i, stage, workdir) for i, stage in enumerate(stages)]
+  summary = json.loads((workdir / 'summary.json').read_text())
+  page = _template().render(**_page(runs, summary))
+  path = workdir / 'report.html'
+  # Character references read the same in whatever encoding the file is
+  # written and served.
+  write_atomically(path, page.encode('ascii', 'xmlcharrefreplace').decode())
+  return path
+
+
+def _read_stage(i, stage, workdir):
+  directory = workdir / 'stages' / f'{i + 1}_{stage.name}'
+  results = json.loads((directory / 'results.json').read_text())
+  return StageRun(stage, results, read_metrics(directory / 'metrics.jsonl'))
+
+
+def _template():
+  environment = jinja2.Environment(
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters |= {
+    'percent': percent,
+    'count': count,
+    'duration': duration,
+    'length': short_length,
+    'cell': cell,
+  }
+  source = resources.files('longctx_jax') / 'templates' / 'report.html'
+  return environment.from_string(source.read_text('utf-8'))
+
+
+def _page(runs, summary):
+  """What the template shows."""
+  stages = [run.config for run in runs]
+  grids = [run.results['evals']['needle'] for run in runs]
+  short = min(stage.data.seq_len for stage in stages)
+  differing, same = compare_settings(stages)
+  return {
+    'runs': runs,
+    'summary': summary,
+    'sources': list(dict.fromkeys(stage.source for stage in stages)),
+    'needle_means': [grid_mean(grid['single']) for grid in grids],
+    'heatmaps': {
+      kind: [
+        heatmap(run.config, grid[kind], short)
+        for run, grid in zip(runs, grids, strict=True)
+      ]
+      for kind in ('single', 'multi')
+    },
+    'beyond': beyond_notes(stages, grids[-1]['single']),
+    'short': short,
+    'scale': [x / 10 for x in range(11)],
+    'wording': needle_wording(stages),
+    'curves': _curves(runs),
+    'positions': _positions(runs),
+    'tables': table_sections(runs),
+    'differing': differing,
+    'same': same,
+  }
+
+
+# Numbers as text -------------------------------------------------------------
+
+
+def percent(share: float) -> str:
+  """A share as a percentage; 0% and 100% are kept for none and all."""
+  if math.isnan(share):
+    return ABSENT
+  rounded = round(100 * share)
+  if 0 < share < 1:
+    rounded = min(max(rounded, 1), 99)
+  return f'{rounded}%'
+
+
+def count(number: float) -> str:
+  """A count in full, with separators."""
+  return f'{number:,.0f}'
+
+
+def short_length(tokens: int) -> str:
+  """A row length for a column head: 131072 -> '128K', 384 -> '384'."""
+  return f'{tokens // 1024}K' if tokens % 1024 == 0 else f'{tokens}'
+
+
+def duration(seconds: float) -> str:
+  """Wall time: '41 s', '12 min 05 s', '3 h 07 min'."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours} h {minutes:02} min'
+  return f'{minutes} min {rest:02} s' if minutes else f'{rest} s'
+
+
+def cell(share: float | None) -> Cell:
+  """How a share is shown in a shaded table; None has not been measured."""
+  if share is None or math.isnan(share):
+    return Cell(ABSENT, '#ffffff', figures.DARK_INK)
+  return Cell(percent(share), *figures.shade(share))
+
+
+# The needle ------------------------------------------------------------------
+
+
+def grid_mean(grid: Grid) -> float:
+  """Share of exact answers over all lengths and depths; nan if there are none.
+
+  Every cell counts the same.
+  """
+  shares = [share for cells in grid.values() for share in cells.values()]
+  return statistics.fmean(shares) if shares else math.nan
+
+
+def heatmap(stage: StageConfig, grid: Grid, short: int) -> Heatmap:
+  """A needle grid ready to be shown; `short` is the short stages' row length.
+
+  Lengths and depths are sorted as numbers.
+  """
+  lengths = sorted(map(int, grid))
+  row_len = stage.data.seq_len
+  depths = sorted({d for cells in grid.values() for d in cells}, key=float)
+  beyond = {n: grid[n] for n in grid if int(n) > row_len}
+  return Heatmap(
+    stage=stage.name,
+    row_len=row_len,
+    lengths=lengths,
+    num_inside=sum(n <= row_len for n in lengths),
+    num_short=sum(n <= short for n in lengths),
+    rows=[
+      (percent(float(d)), [cell(grid[str(n)].get(d)) for n in lengths])
+      for d in depths
+    ],
+    mean=grid_mean(grid),
+    mean_beyond=grid_mean(beyond) if beyond else None,
+  )
+
+
+def beyond_notes(stages: Sequence[StageConfig], grid: Grid) -> list[str]:
+  """Which lengths of the grid are longer than the rows of each stage."""
+  lengths = sorted(map(int, grid))
+  notes = []
+  for stage in stages:
+    beyond = [n for n in lengths if n > stage.data.seq_len]
+    if beyond:
+      found = f'{len(beyond)} of {len(lengths)}, from {count(beyond[0])} tokens'
+    else:
+      found = 'none'
+    notes.append(f'{stage.name} (rows of {count(stage.data.seq_len)}): {found}')
+  return notes
+
+
+def needle_wording(stages: Sequence[StageConfig]) -> str:
+  """Whether training shows the wording that the needle test asks in."""
+  using = [stage for stage in stages if _trains_on_needles(stage)]
+  if not using:
+    made = any(stage.corpus.conversations.get('needle', 0) for stage in stages)
+    why = (
+      'needle conversations are made, but no stage reads them'
+      if made
+      else 'no needle conversations are made'
+    )
+    return f"The needle's wording is not in the training data: {why}."
+  longest = max(stage.corpus.max_conversation_len for stage in using)
+  text = (
+    "The needle's wording is among the training conversations of"
+    f' {_stages_with_rows(using)}, in texts of at most {count(longest)} tokens'
+    ' (corpus.max_conversation_len)'
+  )
+  longer = [stage for stage in using if stage.data.seq_len > longest]
+  if longer:
+    verb, it = ('are', 'have') if len(longer) > 1 else ('is', 'has')
+    text += (
+      f'; {_names(longer)} {verb} trained on longer rows, and {it} the wording'
+      ' at that short length only'
+    )
+  return text + '.'
+
+
+def _trains_on_needles(stage):
+  if not stage.corpus.conversations.get('needle', 0):
+    return False
+  return any(
+    isinstance(source, ConversationRows)
+    and source.weight > 0
+    and (not source.conversations or 'needle' in source.conversations)
+    for source in stage.data.mixture.values()
+  )
+
+
+def _names(stages):
+  names = [stage.name for stage in stages]
+  word = 'stages' if len(names) > 1 else 'stage'
+  return f'{word} {" and ".join(names)}'
+
+
+def _stages_with_rows(stages):
+  word = 'stages' if len(stages) > 1 else 'stage'
+  listed = [f'{s.name} (rows of {count(s.data.seq_len)})' for s in stages]
+  return f'{word} {" and ".join(listed)}'
+
+
+# Curves ----------------------------------------------------------------------
+
+
+def _curves(runs):
+  """The figure of training loss and learning rate, or None without metrics."""
+  curves, start = [], 0
+  for run in runs:
+    data, stop = run.config.data, start + run.results['tokens']
+    per_step = data.batch_size * data.seq_len
+    curves.append(
+      figures.StageCurve(
+        name=run.config.name,
+        start=start,
+        stop=stop,
+        # Metrics of step k are from before its update, k steps after `start`.
+        tokens=[start + int(m['step']) * per_step for m in run.metrics],
+        losses=[m['loss'] for m in run.metrics],
+        rates=[m['lr'] for m in run.metrics],
+      )
+    )
+    start = stop
+  if not any(curve.tokens for curve in curves):
+    return None
+  ends = ', '.join(f'{c.name} {c.losses[-1]:.2f}' for c in curves if c.losses)
+  label = f'Training loss by tokens; last logged values: {ends}'
+  return markupsafe.Markup(figures.curves_svg(curves, label))
+
+
+def _positions(runs):
+  losses = {
+    run.config.name: run.results['evals']['val_loss_by_position']
+    for run in runs
+  }
+  row_lens = {run.config.name: run.config.data.seq_len for run in runs}
+  label = 'Validation loss by position, one line a stage; the table has it too'
+  buckets = sorted(
+    {bucket for by_position in losses.values() for bucket in by_position},
+    key=lambda bucket: int(bucket.split('-')[0]),
+  )
+  return {
+    'svg': markupsafe.Markup(figures.positions_svg(losses, row_lens, label)),
+    'rows': [
+      (bucket, [by_position.get(bucket) for by_position in losses.values()])
+      for bucket in buckets
+    ],
+  }
+
+
+# Tables and settings ---------------------------------------------------------
+
+
+def table_sections(runs: Sequence[StageRun]) -> list[dict[str, Any]]:
+  """SynL accuracies: layout -> task -> one share for each (length, stage)."""
+  found = [run.results['evals']['tables'] for run in runs]
+  lengths = sorted({int(length) for tables in found for length in tables})
+  names = [n for tables in found for cells in tables.values() for n in cells]
+  sections: dict[str, list[str]] = {}
+  for name in sorted(set(names)):
+    layout, task = name.split(' ', 1)
+    sections.setdefault(layout, []).append(task)
+  return [
+    {
+      'layout': layout,
+      'lengths': lengths,
+      'rows': [
+        (
+          task,
+          [
+            tables.get(str(length), {}).get(f'{layout} {task}')
+            for length in lengths
+            for tables in found
+          ],
+        )
+        for task in tasks
+      ],
+    }
+    for layout, tasks in sections.items()
+  ]
+
+
+def compare_settings(
+  stages: Sequence[StageConfig],
+) -> tuple[list[Setting], list[Setting]]:
+  """The settings that differ between stages, and those that don't.
+
+  The name and the source are shown apart.
+  """
+  flat = [flatten(dataclasses.asdict(stage)) for stage in stages]
+  differing, same = [], []
+  for path in dict.fromkeys(path for values in flat for path in values):
+    if path in ('name', 'source'):
+      continue
+    values = [settings.get(path, ABSENT) for settings in flat]
+    pairs = zip(values, values[1:], strict=False)
+    changed = [False, *(old != new for old, new in pairs)]
+    (differing if any(changed) else same).append(Setting(path, values, changed))
+  # Sorted by path, so that the fields of a section stand together also where
+  # an earlier stage lacks some.
+  return sorted(differing), same
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
+  """Fields of nested sections by dotted path, each value as text."""
+  fields = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping) and value:
+      fields |= flatten(value, f'{prefix}{key}.')
+    else:
+      fields[f'{prefix}{key}'] = _setting_text(value)
+  return fields
+
+
+def _setting_text(value):
+  if isinstance(value, str):
+    return value or "''"
+  if isinstance(value, bool):
+    return str(value)
+  if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+    value = int(value)
+  if isinstance(value, int):
+    return f'{value:,}'
+  if isinstance(value, tuple) and value:
+    return ', '.join(map(str, value))
+  return repr(value)

@@ -1,0 +1,100 @@
+"""The device mesh, and where parameters and batches lie on it.
+
+Axes: `data` replicates parameters, `fsdp` splits them (and the batch), `tensor`
+splits heads and feed-forward columns, `context` splits the sequence.
+"""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from longctx_jax.config import ConfigError, MeshConfig, StageConfig
+
+AXES = ('data', 'fsdp', 'context', 'tensor')
+BATCH_SPEC = P(('data', 'fsdp'), 'context')
+
+# Parameter name -> axes of its dimensions. Layer kernels lead with L, unsplit.
+PARAM_SPECS = {
+  'embedding': P('tensor', 'fsdp'),  # [V, D]
+  'unembedding': P('fsdp', 'tensor'),  # [D, V]
+  'query': P(None, 'fsdp', 'tensor', None),  # [L, D, N, H]
+  'key': P(None, 'fsdp', 'tensor', None),  # [L, D, K, H]
+  'value': P(None, 'fsdp', 'tensor', None),
+  'out': P(None, 'tensor', None, 'fsdp'),  # [L, N, H, D]
+  'gate': P(None, 'fsdp', 'tensor'),  # [L, D, F]
+  'up': P(None, 'fsdp', 'tensor'),
+  'down': P(None, 'tensor', 'fsdp'),  # [L, F, D]
+}
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+  """A mesh over all devices; an axis of -1 takes what the others leave.
+
+  Raises:
+    ConfigError: if the axes don't multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [getattr(config, axis) for axis in AXES]
+  free = [axis for axis, size in zip(AXES, sizes, strict=True) if size == -1]
+  if len(free) > 1:
+    raise ConfigError(f'mesh: only one axis may be -1, got {", ".join(free)}')
+  known = math.prod(size for size in sizes if size != -1)
+  if any(size < 1 and size != -1 for size in sizes) or (
+    len(devices) % known if free else len(devices) != known
+  ):
+    raise ConfigError(
+      f'mesh {dict(zip(AXES, sizes, strict=True))} does not fit the'
+      f' {len(devices)} device(s) that JAX sees'
+    )
+  shape = [len(devices) // known if size == -1 else size for size in sizes]
+  return Mesh(np.array(devices).reshape(shape), AXES)
+
+
+def check_divisible(config: StageConfig, mesh: Mesh) -> None:
+  """Raises ConfigError where a size does not divide over the mesh."""
+  model, data = config.model, config.data
+  rows = data.batch_size // config.train.micro_batches
+  fsdp, tensor = ('fsdp',), ('tensor',)
+  for what, size, axes in (
+    ('data.seq_len', data.seq_len, ('context',)),
+    ('data.batch_size / train.micro_batches', rows, ('data', 'fsdp')),
+    ('model.embed_dim', model.embed_dim, fsdp),
+    ('model.hidden_dim', model.hidden_dim, tensor),
+    ('model.num_heads', model.num_heads, tensor),
+    ('model.num_kv_heads', model.num_kv_heads, tensor),
+    ('model.vocab_size', model.vocab_size, tensor),
+  ):
+    shards = math.prod(mesh.shape[axis] for axis in axes)
+    if size % shards:
+      raise ConfigError(
+        f'{what}={size} does not divide over the {shards} shards of mesh axis'
+        f' {" x ".join(axes)}'
+      )
+
+
+def param_shardings(tree, mesh: Mesh):
+  """A NamedSharding for each leaf of parameters or of optimizer state.
+
+  Optimizer moments mirror the parameters' paths and shapes, so one rule by
+  name serves both; whatever else there is (counters) is replicated.
+  """
+
+  def one(path, leaf):
+    spec = PARAM_SPECS.get(leaf_name(path), P())
+    return NamedSharding(mesh, spec if len(spec) <= np.ndim(leaf) else P())
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def leaf_name(path) -> str:
+  """The last dictionary key on a tree path: the parameter's own name."""
+  keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+  return str(keys[-1]) if keys else ''
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows over `data` and `fsdp`, positions over `context`."""
+  return NamedSharding(mesh, BATCH_SPEC)

@@ -1,0 +1,221 @@
+"""One stage: the training state, the step, and the loop. No recipe branches."""
+
+import contextlib
+import functools
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from longctx_jax import sharding
+from longctx_jax.batch import Batch
+from longctx_jax.checkpoint import Checkpoints
+from longctx_jax.config import ConfigError, StageConfig, to_json
+from longctx_jax.data.pipeline import BatchSource, DataState, make_pipeline
+from longctx_jax.data.prepare import Corpus
+from longctx_jax.loss import loss_sum_and_weight
+from longctx_jax.metrics import MetricsWriter
+from longctx_jax.model import Transformer
+from longctx_jax.optimizer import make_optimizer, make_schedule
+from longctx_jax.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+class TrainState(NamedTuple):
+  """All that a step reads and writes; `step` counts the updates made."""
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+def make_model(config: StageConfig) -> Transformer:
+  """A freshly initialised model; a function of config and seed."""
+  return Transformer(config.model, config.rope, rngs=nnx.Rngs(config.seed))
+
+
+def model_graph(config: StageConfig) -> nnx.GraphDef:
+  """The model without its parameters; `nnx.merge(graph, params)` makes one."""
+  return nnx.split(nnx.eval_shape(lambda: make_model(config)))[0]
+
+
+def init_state(config: StageConfig, mesh: Mesh) -> TrainState:
+  """The state before the first step, each array made where it belongs."""
+  optimizer = make_optimizer(config.optimizer, config.train.steps)
+
+  def init():
+    params = nnx.to_pure_dict(nnx.state(make_model(config)))
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+  shardings = sharding.param_shardings(jax.eval_shape(init), mesh)
+  return jax.jit(init, out_shardings=shardings)()
+
+
+def make_train_step(config: StageConfig, mesh: Mesh):
+  """The compiled update (state, batch) -> (state, metrics); state is donated.
+
+  The batch runs as `micro_batches` pieces whose loss sums, weights and
+  gradients are added, and divided once at the end: the result is that of one
+  big batch, whatever the pieces weigh.
+  """
+  graph = model_graph(config)
+  optimizer = make_optimizer(config.optimizer, config.train.steps)
+  schedule = make_schedule(
+    config.optimizer, config.optimizer.peak_lr, config.train.steps
+  )
+  num_micro = config.train.micro_batches
+
+  def loss_fn(params, batch):
+    return loss_sum_and_weight(nnx.merge(graph, params), batch)
+
+  def accumulate(params, totals, batch):
+    (loss_sum, weight), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      params, batch
+    )
+    return jax.tree.map(jnp.add, totals, (loss_sum, weight, grads)), None
+
+  def train_step(state: TrainState, batch: Batch):
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    totals, _ = jax.lax.scan(
+      functools.partial(accumulate, state.params),
+      (jnp.float32(0), jnp.float32(0), zeros),
+      jax.tree.map(split_micro_batches, batch),
+    )
+    loss_sum, weight, grads = totals
+    # A batch without a single target changes nothing, rather than to NaN.
+    weight = jnp.maximum(weight, 1e-8)
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics = {
+      'loss': loss_sum / weight,
+      'grad_norm': optax.global_norm(grads),
+      'lr': schedule(state.step),
+      'target_weight': weight,
+    }
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+  def split_micro_batches(x):
+    # Strided, so that each piece is spread over the mesh as the whole is.
+    return x.reshape(-1, num_micro, x.shape[-1]).swapaxes(0, 1)
+
+  return jax.jit(train_step, donate_argnums=0)
+
+
+class Trained(NamedTuple):
+  """What a stage leaves behind."""
+
+  state: TrainState
+  elapsed_s: float  # of training, interruptions left out
+
+
+def train(
+  config: StageConfig,
+  corpus: Corpus,
+  directory: Path,
+  mesh: Mesh,
+  start: TrainState | None = None,
+) -> Trained:
+  """Runs a stage to its last step, from its newest checkpoint if there is one.
+
+  Args:
+    config: the stage.
+    corpus: what it trains on.
+    directory: receives checkpoints/, metrics.jsonl and TensorBoard events.
+    mesh: where it runs.
+    start: the state to start from if there is no checkpoint; None draws one.
+
+  Raises:
+    ConfigError: sizes that don't fit the mesh, or a corpus that changed.
+    FloatingPointError: a loss or gradient that is not finite.
+  """
+  sharding.check_divisible(config, mesh)
+  steps, batch_size = config.train.steps, config.data.batch_size
+  source = BatchSource(config.data, corpus, seed=config.seed, num_steps=steps)
+  checkpoints = Checkpoints(directory / 'checkpoints', config.checkpoint.keep)
+  state = init_state(config, mesh) if start is None else start
+  state, first_step, elapsed_before = _resume(
+    checkpoints, state, source, config
+  )
+  train_step = make_train_step(config, mesh)
+  batches = make_pipeline(source, batch_size, start_step=first_step)
+  began = time.monotonic()
+
+  def elapsed():
+    return elapsed_before + time.monotonic() - began
+
+  def save(done):
+    writer.flush()
+    checkpoints.save(
+      state,
+      DataState(done, config.seed, source.fingerprint),
+      config_json=to_json(config),
+      tokenizer_fingerprint=corpus.tokenizer.fingerprint,
+      elapsed_s=elapsed(),
+    )
+
+  def record(step, metrics):
+    metrics = {name: float(value) for name, value in metrics.items()}
+    _check_finite(metrics, step, config, source)
+    if step % config.train.log_every == 0 or step == steps - 1:
+      writer.write(step, {**metrics, 'elapsed_s': elapsed()})
+    progress.update(step + 1, {n: metrics[n] for n in ('loss', 'lr')})
+
+  with (
+    contextlib.closing(checkpoints),
+    MetricsWriter(directory, first_step) as writer,
+    Progress(config.name, steps, first_step) as progress,
+  ):
+    unread = None
+    for step in range(first_step, steps):
+      batch = jax.device_put(next(batches), sharding.batch_sharding(mesh))
+      state, metrics = train_step(state, batch)
+      # Reading the metrics waits for the step, so read those of the step
+      # before while this one runs.
+      if unread is not None:
+        record(*unread)
+      unread = step, metrics
+      done = step + 1
+      if done % config.checkpoint.every_steps == 0 or done == steps:
+        # Never save what a non-finite loss has touched.
+        record(*unread)
+        unread = None
+        save(done)
+  return Trained(state, elapsed())
+
+
+def _resume(checkpoints, state, source, config):
+  """(state, step, elapsed seconds) from the newest checkpoint, or as given."""
+  restored = checkpoints.restore_latest(state)
+  if restored is None:
+    return state, 0, 0.0
+  state, data, elapsed_s = restored
+  if (data.seed, data.fingerprint) != (config.seed, source.fingerprint):
+    raise ConfigError(
+      f'{config.name}: the corpus changed since step {data.step} was saved'
+      f' (data fingerprint {data.fingerprint} then, {source.fingerprint} now):'
+      ' restore it, or start in another --workdir'
+    )
+  log.info('%s: going on from step %d', config.name, data.step)
+  return state, data.step, elapsed_s
+
+
+def _check_finite(metrics, step, config, source):
+  for name in ('loss', 'grad_norm'):
+    if not math.isfinite(metrics[name]):
+      first = step * config.data.batch_size
+      last = first + config.data.batch_size - 1
+      raise FloatingPointError(
+        f'{config.name}: {name} is {metrics[name]} at step {step}, on rows'
+        f' {first}..{last} of seed {config.seed}, data {source.fingerprint}.'
+        ' The last checkpoint was saved before it; lower optimizer.peak_lr or'
+        ' look at these rows'
+      )

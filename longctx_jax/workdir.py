@@ -1,0 +1,55 @@
+"""A run's directory: whose it is, and files that are whole or not there.
+
+config.json               the resolved config of all stages
+corpus/                   see data/prepare.py
+stages/1_pretrain/        checkpoints/, metrics.jsonl, tensorboard/,
+                          results.json once trained and evaluated
+summary.json report.html  after every stage
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from longctx_jax.config import ConfigError
+
+
+def write_atomically(path: Path, text: str) -> None:
+  """Writes a whole file or none of it."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + '.partial')
+  try:
+    partial.write_text(text)
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
+  """Writes config.json, or checks that the one there is the same.
+
+  Raises:
+    ConfigError: the directory belongs to a run of another config; names the
+      first field that differs.
+  """
+  path = workdir / 'config.json'
+  config = json.loads(json.dumps(config))
+  if path.exists():
+    there = json.loads(path.read_text())
+    if there != config:
+      raise ConfigError(
+        f'{workdir} holds a run of another config'
+        f' ({_first_difference(there, config)}): give another --workdir'
+      )
+    return
+  write_atomically(path, json.dumps(config, indent=2))
+
+
+def _first_difference(old: Any, new: Any, path: str = '') -> str:
+  if isinstance(old, dict) and isinstance(new, dict):
+    for key in dict.fromkeys([*old, *new]):
+      if old.get(key) != new.get(key):
+        return _first_difference(
+          old.get(key), new.get(key), f'{path}.{key}' if path else key
+        )
+  return f'{path} is {json.dumps(old)} there, {json.dumps(new)} here'
