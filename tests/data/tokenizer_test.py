@@ -1,0 +1,199 @@
+"""Tokenizer: exact round trips, symbols that text cannot forge, errors."""
+
+import pickle
+import time
+
+import pytest
+import sentencepiece
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from longctx_jax.config import TextSource
+from longctx_jax.data.documents import read_documents
+from longctx_jax.data.tokenizer import (
+  SentencePieceTokenizer,
+  TokenizerError,
+  train_sentencepiece,
+)
+
+VOCAB_SIZE = 700
+
+
+@pytest.fixture(scope='session')
+def texts(tmp_path_factory):
+  source = TextSource('stdlib', 1_000_000)
+  documents = read_documents(source, 'code', tmp_path_factory.getbasetemp())
+  return [document.text for document in documents]
+
+
+@pytest.fixture(scope='session')
+def model_path(texts, tmp_path_factory):
+  path = tmp_path_factory.mktemp('tokenizer') / 'new' / 'tokenizer.model'
+  train_sentencepiece(texts, VOCAB_SIZE, path)
+  return path
+
+
+@pytest.fixture(scope='session')
+def tokenizer(model_path):
+  return SentencePieceTokenizer(model_path)
+
+
+@given(st.text())
+@example('  two\t\ttabs \n\n\n    def f():\r\n\treturn 1  \n')
+@example('▁ \u2581a\u2581\u2581 b')
+@example('\x00\x01\x1f\x7f\ufeff\u2028\u3000')
+@example('😀👩\u200d👩\u200d👧 e\u0301 ﬁ')
+@example('<0x0A><unk></s>')
+def test_any_text_round_trips_exactly(tokenizer, text):
+  ids = tokenizer.encode(text)
+  assert ids.dtype == 'int32'
+  assert tokenizer.decode(ids) == text
+
+
+@given(
+  st.lists(
+    st.sampled_from(
+      ['<|user|>', '<|assistant|>', '<|end|>', '<pad>', '</s>', '<s>', ' ', 'a']
+    )
+  )
+)
+def test_text_cannot_forge_control_symbols(tokenizer, parts):
+  text = ''.join(parts)
+  control_ids = {
+    tokenizer.pad_id,
+    tokenizer.bos_id,
+    tokenizer.eos_id,
+    tokenizer.user_id,
+    tokenizer.assistant_id,
+    tokenizer.end_id,
+  }
+  assert len(control_ids) == 6
+  assert tokenizer.pad_id == 0
+  assert control_ids.isdisjoint(tokenizer.encode(text).tolist())
+  assert tokenizer.decode(sorted(control_ids)) == ''
+
+
+def test_newline_digits_and_indents_have_their_own_pieces(
+  tokenizer, model_path
+):
+  newline, indent = tokenizer.encode('\n'), tokenizer.encode(' ' * 8)
+  # Not the byte piece <0x0A>, which would do for decoding.
+  processor = sentencepiece.SentencePieceProcessor(str(model_path))
+  assert processor.id_to_piece(newline.tolist()) == ['\n']
+  assert len(newline) == len(indent) == 1
+  assert tokenizer.encode('\n' + ' ' * 8).tolist() == [*newline, *indent]
+  assert len(tokenizer.encode('1000000')) == 7
+
+
+def test_megabyte_is_encoded_in_seconds(tokenizer, texts):
+  text = ''.join(texts)
+  text *= 1_000_000 // len(text) + 1
+  start = time.perf_counter()
+  tokenizer.encode(text[:1_000_000])
+  # About 0.4 s on one core; a tokenizer of quadratic time takes minutes.
+  assert time.perf_counter() - start < 10
+
+
+def test_training_is_silent_and_reproducible(tmp_path, capfd):
+  texts = ['<|user|> says \x00 1 2 3 ▁ <unk>\n' * 3, 'x' * 20_000, '', '\n']
+  texts += [f'def function_{i}(a, b):\n  return a' for i in range(500)]
+  first = train_sentencepiece(texts, 300, tmp_path / 'a.model')
+  again = train_sentencepiece(texts, 300, tmp_path / 'b.model')
+  assert capfd.readouterr() == ('', '')
+  a, b = ((tmp_path / f'{name}.model').read_bytes() for name in 'ab')
+  assert a == b
+  assert first.vocab_size == 300
+  assert first.fingerprint == again.fingerprint
+  assert len(first.fingerprint) == 12
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['a.model', 'b.model']
+  other = train_sentencepiece(texts, 299, tmp_path / 'c.model')
+  assert other.fingerprint != first.fingerprint
+
+
+def test_long_lines_are_trained_on(tmp_path):
+  # One line beyond the trainer's limit is all there is to learn from.
+  path = tmp_path / 'a.model'
+  train_sentencepiece(['needle haystack ' * 1000], 290, path)
+  tokenizer = SentencePieceTokenizer(path)
+  assert len(tokenizer.encode('needle haystack')) <= 2
+
+
+def test_too_little_text_says_what_vocab_size_would_do(tmp_path):
+  with pytest.raises(TokenizerError, match='too little text') as raised:
+    train_sentencepiece(['hello world'], 2048, tmp_path / 'a.model')
+  message = str(raised.value)
+  assert 'corpus.vocab_size=2048' in message
+  possible = int(message.split('corpus.vocab_size=')[2].split(' ')[0])
+  tokenizer = train_sentencepiece(
+    ['hello world'], possible, tmp_path / 'a.model'
+  )
+  assert tokenizer.vocab_size == possible
+
+
+def test_too_small_vocab_size_says_what_would_do(tmp_path, texts):
+  with pytest.raises(TokenizerError, match='vocab_size=200 is too') as raised:
+    train_sentencepiece(texts, 200, tmp_path / 'a.model')
+  needed = int(str(raised.value).split('corpus.vocab_size=')[2].split(' ')[0])
+  assert train_sentencepiece(texts, needed, tmp_path / 'a.model')
+
+
+def test_no_text_to_train_on_is_said(tmp_path):
+  with pytest.raises(TokenizerError, match='no text to train'):
+    train_sentencepiece(['', '\n'], 300, tmp_path / 'a.model')
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('content', [b'', b'not a model', b'\x00' * 100])
+def test_other_files_are_refused(tmp_path, content):
+  path = tmp_path / 'a.model'
+  path.write_bytes(content)
+  with pytest.raises(TokenizerError, match=r'a\.model is not a SentencePiece'):
+    SentencePieceTokenizer(path)
+
+
+def test_missing_file_is_named(tmp_path):
+  with pytest.raises(TokenizerError, match=r'a\.model: No such file'):
+    SentencePieceTokenizer(tmp_path / 'a.model')
+
+
+@pytest.mark.parametrize(
+  ('options', 'lacks'),
+  [
+    ({}, '<|user|>, <|assistant|>, <|end|>, pad with id 0, bytes'),
+    (
+      {
+        # Text could produce what is not a *control* symbol.
+        'user_defined_symbols': ['<|user|>', '<|assistant|>'],
+        'control_symbols': ['<|end|>'],
+        'pad_id': 0,
+        'unk_id': 1,
+        'bos_id': -1,
+        'eos_id': 2,
+        'byte_fallback': True,
+        'vocab_size': 275,
+      },
+      '<|user|>, <|assistant|>, bos',
+    ),
+  ],
+)
+def test_model_without_the_symbols_is_refused(tmp_path, options, lacks):
+  path = tmp_path / 'a.model'
+  options = {'vocab_size': 20, **options}
+  with path.open('wb') as model:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(['hello world, hello there']),
+      model_writer=model,
+      model_type='bpe',
+      minloglevel=2,
+      **options,
+    )
+  with pytest.raises(TokenizerError) as raised:
+    SentencePieceTokenizer(path)
+  assert f'lacks the symbols {lacks}. Train' in str(raised.value)
+
+
+def test_pickled_copy_encodes_the_same(tokenizer):
+  copy = pickle.loads(pickle.dumps(tokenizer))
+  text = 'for i in range(10):\n  pass ▁'
+  assert copy.encode(text).tolist() == tokenizer.encode(text).tolist()
+  assert copy.fingerprint == tokenizer.fingerprint
