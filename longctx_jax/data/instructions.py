@@ -7,24 +7,31 @@ sources, questions about a paragraph, and needles in a paragraph.
 
 import ast
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from longctx_jax.config import ConfigError
 from longctx_jax.data.documents import Document
 from longctx_jax.data.needles import draw_needles, hide_needles
 
 Turns = list[tuple[str, str]]
 
-# ours: conversations short enough for a short SFT row, in characters.
-MAX_SOURCE_CHARS = 600
-MAX_PARAGRAPH_CHARS = 500
+# (document, rng, longest text in characters) -> conversations.
+Maker = Callable[[Document, np.random.Generator, int], Iterator[Turns]]
+
+MIN_PARAGRAPH_CHARS = 100  # ours: about a sentence
+NUM_PHRASES = 3  # ours: questions about one paragraph
+MAX_NEEDLES = 5  # ours: in one paragraph
 
 
 def _functions(document: Document) -> Iterator[tuple[ast.AST, str]]:
   """Documented functions of a Python document, and their first line of doc."""
   try:
-    tree = ast.parse(document.text)
+    # Parsing warns of escapes that its authors have to mend, not our users.
+    with warnings.catch_warnings(action='ignore'):
+      tree = ast.parse(document.text)
   except (SyntaxError, ValueError, RecursionError):
     return
   for node in ast.walk(tree):
@@ -35,59 +42,73 @@ def _functions(document: Document) -> Iterator[tuple[ast.AST, str]]:
 
 
 def _write_function(
-  document: Document, rng: np.random.Generator
+  document: Document, rng: np.random.Generator, max_chars: int
 ) -> Iterator[Turns]:
   """Docstring -> the function that it documents."""
   del rng
-  lines = document.text.splitlines()
+  # Not `splitlines`: to Python a form feed ends no line.
+  lines = document.text.split('\n')
   for node, doc in _functions(document):
     if not isinstance(node, ast.FunctionDef) or len(node.body) < 2:
       continue
     # Signature and body, without the docstring that is the question.
-    head = lines[node.lineno - 1 : node.body[0].lineno - 1]
-    body = lines[node.body[1].lineno - 1 : node.end_lineno]
-    indent = len(head[0]) - len(head[0].lstrip()) if head else 0
+    docstring, after = node.body[:2]
+    head = lines[node.lineno - 1 : docstring.lineno - 1]
+    body = lines[docstring.end_lineno : node.end_lineno]
+    if not head or after.lineno == docstring.end_lineno:
+      continue  # all on one line
+    indent = len(head[0]) - len(head[0].lstrip())
+    if any(line[:indent].strip() for line in head + body):
+      continue  # a string whose lines start left of the function
     source = '\n'.join(line[indent:] for line in head + body)
-    if head and len(source) <= MAX_SOURCE_CHARS:
+    if len(source) <= max_chars:
       yield [(f'Write the Python function {node.name}: {doc}', source)]
 
 
-def _define(document: Document, rng: np.random.Generator) -> Iterator[Turns]:
+def _define(
+  document: Document, rng: np.random.Generator, max_chars: int
+) -> Iterator[Turns]:
   """Name -> the first line of its docstring."""
-  del rng
+  del rng, max_chars
   for node, doc in _functions(document):
     if len(doc) > 20:  # ours: shorter ones ("Constructor.") define nothing
       what = 'class' if isinstance(node, ast.ClassDef) else 'function'
       yield [(f'What is the {what} {node.name}?', doc)]
 
 
-def _paragraphs(document: Document) -> Iterator[str]:
+def _paragraphs(document: Document, max_chars: int) -> Iterator[str]:
+  """Paragraphs, cut at a word; short ones have little to ask about."""
   for block in re.split(r'\n\s*\n', document.text):
     text = ' '.join(block.split())
-    if len(text) >= 200:
-      yield text[:MAX_PARAGRAPH_CHARS].rsplit(' ', 1)[0]
+    if len(text) >= MIN_PARAGRAPH_CHARS:
+      yield (
+        text if len(text) <= max_chars else text[:max_chars].rsplit(' ', 1)[0]
+      )
 
 
-def _extract(document: Document, rng: np.random.Generator) -> Iterator[Turns]:
+def _extract(
+  document: Document, rng: np.random.Generator, max_chars: int
+) -> Iterator[Turns]:
   """A paragraph, and what follows some phrases that occur once in it."""
-  for text in _paragraphs(document):
+  for text in _paragraphs(document, max_chars // 2):
     words = text.split()
     phrases = [' '.join(words[i : i + 3]) for i in range(len(words) - 3)]
-    once = [i for i, p in enumerate(phrases) if text.count(p) == 1]
-    if len(once) < 4:
+    # Not `count`, which misses those that overlap: '= = =' in '= = = ='.
+    once = [i for i, p in enumerate(phrases) if text.find(p) == text.rfind(p)]
+    if len(once) < NUM_PHRASES:
       continue
-    chosen = rng.choice(once, 4, replace=False).tolist()
+    chosen = rng.choice(once, NUM_PHRASES, replace=False).tolist()
     turns = [(f'What follows: {phrases[i]}', words[i + 3]) for i in chosen]
     question, answer = turns[0]
     yield [(f'{text}\n {question}', answer), *turns[1:]]
 
 
 def _find_needles(
-  document: Document, rng: np.random.Generator
+  document: Document, rng: np.random.Generator, max_chars: int
 ) -> Iterator[Turns]:
   """A paragraph with needles in it, each asked for."""
-  for text in _paragraphs(document):
-    needles = draw_needles(rng, int(rng.integers(1, 6)))
+  for text in _paragraphs(document, max_chars):
+    needles = draw_needles(rng, int(rng.integers(1, MAX_NEEDLES + 1)))
     # Log-uniform, so that some haystacks are hardly more than their needles.
     length = int(len(text) * np.exp(rng.uniform(np.log(0.05), 0)))
     words = re.findall(r'\s*\S+', text[:length])
@@ -100,7 +121,7 @@ def _find_needles(
 
 
 # Kind of conversation -> (documents it can be made from, how).
-KINDS: dict[str, Callable[[Document, np.random.Generator], Iterator[Turns]]] = {
+KINDS: dict[str, Maker] = {
   'write_function': _write_function,
   'define': _define,
   'extract': _extract,
@@ -114,17 +135,21 @@ def make_conversations(
   documents: Sequence[Document],
   count: int,
   rng: np.random.Generator,
+  *,
+  max_chars: int,
 ) -> list[Turns]:
   """Up to `count` conversations of one kind, spread over the documents.
+
+  Each has about `max_chars` characters at most.
 
   The needle kind goes over the documents again until it has `count`; the
   others end when the documents have no more to give.
 
   Raises:
-    ValueError: for an unknown kind.
+    ConfigError: for an unknown kind.
   """
   if kind not in KINDS:
-    raise ValueError(
+    raise ConfigError(
       f'corpus.conversations: unknown kind {kind!r}, there are'
       f' {", ".join(KINDS)}'
     )
@@ -132,7 +157,7 @@ def make_conversations(
   while len(made) < count:
     before = len(made)
     for document in documents:
-      made += KINDS[kind](document, rng)
+      made += KINDS[kind](document, rng, max_chars)
     if kind != 'needle' or len(made) == before:
       break
   order = rng.permutation(len(made))[:count]

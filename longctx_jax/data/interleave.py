@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from longctx_jax.config import ConfigError
 from longctx_jax.data.row_plan import RowPlan, plan_from_rows
 
 
@@ -30,6 +31,8 @@ def chunk_bounds(
       distinct cut points, every chunk at least one token long.
     rng: for 'random'.
   """
+  if not length:
+    return []
   num_chunks = min(num_chunks, length)
   if split == 'equal':
     sizes = np.full(num_chunks, length // num_chunks)
@@ -89,9 +92,12 @@ def interleaved_rows(
   that length, which then count as documents (differs from OLMo-core, which
   drops the rest of it: here no token is lost). A row takes pieces while they
   fit, so short documents don't leave it empty.
+
+  Raises:
+    ConfigError: if a number makes no sense.
   """
   if docs_per_row < 1 or num_chunks < 1 or docs_per_row > row_len:
-    raise ValueError(
+    raise ConfigError(
       f'interleaving needs 1 <= docs_per_row <= row_len and num_chunks >= 1,'
       f' got docs_per_row={docs_per_row}, num_chunks={num_chunks},'
       f' row_len={row_len}'

@@ -26,6 +26,8 @@ class Mixture:
       raise ValueError(f'mixture weights must be >= 0 and sum to 1: {weights}')
     self.names = tuple(weights)
     self._weights = np.array(list(weights.values()), np.float64)
+    # What is missing from 1 would be whole examples after some million rows.
+    self._weights /= self._weights.sum()
     # At least one example of each source a block, so that the cumulative
     # shares only ever grow.
     smallest = self._weights[self._weights > 0].min()

@@ -1,10 +1,11 @@
 """The needle's wording, shared by the evaluation and by short training data.
 
-A needle names a key and a value; the question ends with the key, the answer is
-the bare value. Keys and values are the short words of synthetic tables, so a
-guess has one chance in dozens and an answer is a word or two. Single and
-multi-needle tests differ only in how many needles lie in the haystack
-(gkamradt/LLMTest_NeedleInAHaystack; distractors as in jzhang38/EasyContext).
+A needle names a key and a value; the question ends with the key, and the answer
+gives both, so that what stands before the value is the same in text and answer.
+Keys and values are the short words of synthetic tables: a guess has one chance
+in dozens. Single and multi-needle tests differ only in how many needles lie in
+the haystack (gkamradt/LLMTest_NeedleInAHaystack; distractors as in
+jzhang38/EasyContext).
 """
 
 from typing import NamedTuple
@@ -29,9 +30,9 @@ def draw_needles(rng: np.random.Generator, count: int) -> list[Needle]:
   values = rng.choice(lists['word'], count, replace=False).tolist()
   return [
     Needle(
-      sentence=f' The magic word of {key} is {value}.',
+      sentence=f' The magic word: {key} {value}.',
       question=f'What is the magic word of {key}',
-      answer=value,
+      answer=f'{key} {value}',
     )
     for key, value in zip(keys, values, strict=True)
   ]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from longctx_jax.config import ConfigError
 from longctx_jax.data.row_plan import RowPlan, plan_from_rows
 
 
@@ -49,11 +50,11 @@ def whole_document_rows(
                                             d e f g h
 
   Raises:
-    ValueError: if a document is longer than a row.
+    ConfigError: if a document is longer than a row.
   """
   if len(lengths) and lengths.max() > row_len:
     worst = int(lengths.argmax())
-    raise ValueError(
+    raise ConfigError(
       f'document {worst} has {lengths[worst]} tokens and does not fit whole'
       f' into a row of {row_len}: raise data.seq_len or lower'
       ' corpus.max_conversation_len'
@@ -61,6 +62,8 @@ def whole_document_rows(
   rows, used = [], row_len
   for document in rng.permutation(len(lengths)).tolist():
     length = int(lengths[document])
+    if not length:
+      continue  # would be a slice of nothing, and a segment without tokens
     if used + length > row_len:
       rows.append([])
       used = 0

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 # ours: the words of small synthetic tables are shown to the tokenizer once per
 # this many characters of text, often enough for each to become one piece.
 CHARS_PER_VOCABULARY = 4_000
+# ours: a little below what real text has, so that most conversations fit.
+CHARS_PER_TOKEN = 2
 
 
 class Corpus(NamedTuple):
@@ -60,7 +62,7 @@ def prepare_corpus(
 
   Raises:
     ConfigError: there is one, made with other settings; or there is no text
-      to make one of.
+      to make one of, or no conversation can be made of it.
   """
   settings = {'corpus': dataclasses.asdict(config), 'seed': seed}
   # As they come back from the manifest: JSON has no tuples.
@@ -84,14 +86,14 @@ def open_corpus(directory: Path, settings: dict | None = None) -> Corpus:
     StoreError: a store was tokenised by another tokenizer, or is damaged.
   """
   tokenizer = SentencePieceTokenizer(directory / 'tokenizer.model')
-  stores = [
-    DocumentStore(directory / name)
+  stores = {
+    name: DocumentStore(directory / name)
     for name in ('documents', 'heldout', 'conversations')
-  ]
-  for store in stores:
+  }
+  for name, store in stores.items():
     if store.tokenizer_fingerprint != tokenizer.fingerprint:
       raise StoreError(
-        f'{store.directory} was tokenised by {store.tokenizer_fingerprint},'
+        f'{directory / name} was tokenised by {store.tokenizer_fingerprint},'
         f' but {directory / "tokenizer.model"} is {tokenizer.fingerprint}:'
         f' remove {directory} to prepare it again'
       )
@@ -100,7 +102,7 @@ def open_corpus(directory: Path, settings: dict | None = None) -> Corpus:
         f'{directory} was prepared with other corpus settings: give another'
         ' --workdir, or remove it to prepare it again'
       )
-  return Corpus(tokenizer, *stores)
+  return Corpus(tokenizer, **stores)
 
 
 def cache_dir() -> Path:
@@ -179,14 +181,17 @@ def _conversations(
     name: source.kind in ('stdlib', 'packages')
     for name, source in config.sources.items()
   }
-  too_long: Counter = Counter()
+  kept, too_long = 0, Counter()
+  max_chars = CHARS_PER_TOKEN * config.max_conversation_len
   for k, (kind, count) in enumerate(sorted(config.conversations.items())):
     from_code = kind in FROM_CODE
     used = [d for d in documents if is_code[d.domain] == from_code]
     rng = np.random.default_rng((seed, k))
-    for i, turns in enumerate(make_conversations(kind, used, count, rng)):
+    made = make_conversations(kind, used, count, rng, max_chars=max_chars)
+    for i, turns in enumerate(made):
       tokens, mask = encode_conversation(tokenizer, turns)
       if len(tokens) <= config.max_conversation_len:
+        kept += 1
         yield StoredDocument(f'{kind}/{i}', kind, tokens, mask)
       else:
         too_long[kind] += 1
@@ -195,4 +200,11 @@ def _conversations(
       'corpus: conversations above max_conversation_len=%d left out: %s',
       config.max_conversation_len,
       ', '.join(f'{n} {kind}' for kind, n in sorted(too_long.items())),
+    )
+  if not kept:
+    raise ConfigError(
+      f'corpus.conversations={config.conversations}: none could be made of at'
+      f' most corpus.max_conversation_len={config.max_conversation_len} tokens'
+      f' ({too_long.total()} are longer). {" and ".join(FROM_CODE)} need a'
+      ' source of kind stdlib or packages, the others one of another kind'
     )

@@ -72,7 +72,10 @@ def _retrieve(rng: np.random.Generator, table: Table, row: int) -> Question:
   cells = table.rows[row]
   column = int(rng.integers(1, len(table.columns)))
   text = _cell_of(table, column, cells[0])
-  return Question('retrieve', text, cells[column], row)
+  # 'plain' answers with the line itself: a small model then finds the value
+  # by what stands before it, in the table as in the answer.
+  answer = ' '.join(cells) if table.layout == 'plain' else cells[column]
+  return Question('retrieve', text, answer, row)
 
 
 def _retrieve_row(rng: np.random.Generator, table: Table, row: int) -> Question:
@@ -337,11 +340,11 @@ def conversation_turns(
 ) -> list[tuple[str, str]]:
   """Pairs of user text and answer; the first user text starts with the table.
 
-  user       Alice red        answer  teal
+  user       Alice red        answer  Bob teal
               Bob teal
                                   (an empty line)
               Bob
-  user       Alice            answer  red
+  user       Alice            answer  Alice red
   """
   texts = [question.text for question in questions]
   # After a space, as a turn of its own is (chat.py): the same tokens.

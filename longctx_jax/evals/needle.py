@@ -41,9 +41,9 @@ def make_example(
   """
   needles = draw_needles(rng, num_needles)
   hidden = [tokenizer.encode(needle.sentence).tolist() for needle in needles]
-  # The prompt's own frame: <bos>, and the question after a line end.
-  prompt = encode_prompt(tokenizer, '\n ' + needles[0].question)
-  user, question = prompt[0], prompt[1:]
+  # The question after a line end, in the tokens of a training conversation.
+  user, *asked = encode_prompt(tokenizer, needles[0].question)
+  question = [*tokenizer.encode('\n').tolist(), *asked]
   answer = encode_answer(tokenizer, needles[0].answer)
   frame = 2 + len(question) + len(answer)
   room = length - frame - sum(map(len, hidden))

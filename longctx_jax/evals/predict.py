@@ -5,6 +5,7 @@ input, the most likely token at each of its positions is the answer's next one.
 So exact match needs one forward pass and no decoding loop.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,8 +17,22 @@ from jax.sharding import Mesh
 from longctx_jax import sharding
 from longctx_jax.batch import Batch
 from longctx_jax.config import StageConfig
+from longctx_jax.model import model_graph
 from longctx_jax.ops.cross_entropy import token_losses_and_predictions
-from longctx_jax.train import model_graph
+
+
+# One function for all predictors: stages whose models are alike share what it
+# compiles.
+@functools.partial(jax.jit, static_argnums=0)
+def _predict(graph: nnx.GraphDef, params: Any, batch: Batch):
+  model = nnx.merge(graph, params)
+  x = model(batch.tokens, batch.segment_ids, batch.positions)
+  return token_losses_and_predictions(
+    x,
+    model.unembedding_matrix(),
+    batch.targets,
+    chunk_len=model.config.loss_chunk_len,
+  )
 
 
 class Predictor:
@@ -27,20 +42,7 @@ class Predictor:
     self._params, self._mesh = params, mesh
     self._batch_tokens = config.evals.batch_tokens
     self._multiple = mesh.shape['data'] * mesh.shape['fsdp']
-    graph = model_graph(config)
-
-    @jax.jit
-    def run(params, batch: Batch):
-      model = nnx.merge(graph, params)
-      x = model(batch.tokens, batch.segment_ids, batch.positions)
-      return token_losses_and_predictions(
-        x,
-        model.unembedding_matrix(),
-        batch.targets,
-        chunk_len=config.model.loss_chunk_len,
-      )
-
-    self._run = run
+    self._graph = model_graph(config.model, config.rope)
 
   def rows(
     self, rows: Sequence[np.ndarray]
@@ -60,7 +62,9 @@ class Predictor:
       batch = jax.device_put(
         _pad_rows(group, batch_size, T), sharding.batch_sharding(self._mesh)
       )
-      losses, predictions = map(np.asarray, self._run(self._params, batch))
+      losses, predictions = map(
+        np.asarray, _predict(self._graph, self._params, batch)
+      )
       for k, row in enumerate(group):
         used = len(row) - 1
         yield losses[k, :used], predictions[k, :used]

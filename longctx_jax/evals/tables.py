@@ -6,7 +6,7 @@ import numpy as np
 
 from longctx_jax.config import TableRows
 from longctx_jax.data.row_sources import make_table_conversation
-from longctx_jax.data.synthetic_tables import LAYOUTS, TASKS, check_answer
+from longctx_jax.data.synthetic_tables import LAYOUTS, TASKS
 from longctx_jax.data.tokenizer import Tokenizer
 from longctx_jax.evals.predict import Predictor
 
@@ -25,8 +25,10 @@ def table_accuracy(
 ) -> dict[str, dict[str, float]]:
   """Share of exactly answered questions, by length and 'layout task'.
 
-  `samples` tables of each layout at each length, every task in turn. Answers
-  to earlier questions of a conversation are given as they should have been.
+  `samples` tables of each layout at each length, with tasks drawn evenly.
+  Answers to earlier questions of a conversation are given as they should have
+  been. An answer is right if greedy decoding gives its very tokens and ends:
+  predictions that differ from them were made for a text that nobody decoded.
   """
   accuracy: dict[str, dict[str, float]] = {}
   for length in lengths:
@@ -38,12 +40,14 @@ def table_accuracy(
     correct = defaultdict(list)
     rows = predictor.rows([c.encoded[0] for c in conversations])
     for conversation, (_, predictions) in zip(conversations, rows, strict=True):
-      answers = _predicted_answers(conversation.encoded[1], predictions)
-      for question, answer in zip(conversation.questions, answers, strict=True):
-        ended = answer[-1] == tokenizer.end_id
-        given = tokenizer.decode(answer[:-1])
+      tokens, loss_mask = conversation.encoded
+      expected = _answers(loss_mask, tokens[1:])
+      given = _answers(loss_mask, predictions)
+      for question, *both in zip(
+        conversation.questions, expected, given, strict=True
+      ):
         name = f'{conversation.table.layout} {question.task}'
-        correct[name].append(ended and check_answer(question, given))
+        correct[name].append(np.array_equal(*both))
     accuracy[str(length)] = {
       name: float(np.mean(results)) for name, results in sorted(correct.items())
     }
@@ -67,14 +71,14 @@ def _conversation(tokenizer, layout, length, seed):
   )
 
 
-def _predicted_answers(
-  loss_mask: np.ndarray, predictions: np.ndarray
+def _answers(
+  loss_mask: np.ndarray, next_tokens: np.ndarray
 ) -> list[np.ndarray]:
-  """The predictions at each run of answer tokens in a conversation."""
+  """The next tokens at each run of answer tokens in a conversation."""
   edges = np.diff(np.concatenate([[0], loss_mask.astype(np.int8), [0]]))
   starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
   # The token at position t is predicted by entry t - 1.
   return [
-    predictions[start - 1 : stop - 1]
+    next_tokens[start - 1 : stop - 1]
     for start, stop in zip(starts, stops, strict=True)
   ]

@@ -29,7 +29,8 @@ def validation_loss(
   """Mean token loss in nats over rows of `length`, and by position bucket.
 
   Rows are slices of single documents, so that all the context is of a piece;
-  documents of `length` tokens or more come first, then packed shorter ones.
+  only where no document has `length` tokens are shorter ones packed. There may
+  be fewer than `num_rows`.
   """
   rng = np.random.default_rng(seed)
   slices = [

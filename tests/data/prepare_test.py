@@ -1,0 +1,258 @@
+"""Preparing a corpus: reproducible, all or nothing, and refused by name."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from longctx_jax.config import ConfigError
+from longctx_jax.data.prepare import open_corpus, prepare_corpus
+from longctx_jax.data.store import StoreError
+from longctx_jax.data.tokenizer import (
+  SentencePieceTokenizer,
+  TokenizerError,
+  train_sentencepiece,
+)
+from tests import small
+
+WORDS = [
+  *(
+    'the',
+    'context',
+    'long',
+    'short',
+    'needle',
+    'hay',
+    'stack',
+    'row',
+    'token',
+  ),
+  *(
+    'model',
+    'loss',
+    'train',
+    'reads',
+    'writes',
+    'finds',
+    'keeps',
+    'far',
+    'one',
+  ),
+]
+
+
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+  """Forty made-up documents of three paragraphs each."""
+  rng = np.random.default_rng(0)
+  directory = tmp_path_factory.mktemp('texts')
+  for i in range(40):
+    paragraphs = [' '.join(rng.choice(WORDS, 70)) for _ in range(3)]
+    (directory / f'{i}.txt').write_text('\n\n'.join(paragraphs) + '\n')
+  return directory
+
+
+def config_of(texts, **changes):
+  fields = {
+    'sources': {
+      'text': {'kind': 'text_files', 'max_chars': 10**6, 'path': str(texts)}
+    },
+    'vocab_size': 400,
+    'heldout_frac': 0.2,
+    'conversations': {'extract': 20, 'needle': 20},
+    'max_conversation_len': 2000,
+  }
+  return small.corpus_config(**{**fields, **changes})
+
+
+@pytest.fixture(scope='module')
+def prepared(texts, tmp_path_factory):
+  directory = tmp_path_factory.mktemp('prepared') / 'corpus'
+  return directory, prepare_corpus(config_of(texts), directory, seed=0)
+
+
+def fingerprints(corpus):
+  stores = (corpus.documents, corpus.heldout, corpus.conversations)
+  return [corpus.tokenizer.fingerprint, *(s.fingerprint for s in stores)]
+
+
+def read(store, document):
+  return store.read(document, 0, int(store.lengths[document]))
+
+
+def test_the_same_config_and_seed_give_the_same_corpus(
+  texts, prepared, tmp_path
+):
+  again = prepare_corpus(config_of(texts), tmp_path / 'again', seed=0)
+  assert fingerprints(again) == fingerprints(prepared[1])
+
+
+def test_the_seed_decides_conversations_and_nothing_else(
+  texts, prepared, tmp_path
+):
+  other = prepare_corpus(config_of(texts), tmp_path / 'other', seed=1)
+  same = [
+    x == y
+    for x, y in zip(fingerprints(other), fingerprints(prepared[1]), strict=True)
+  ]
+  assert same == [True, True, True, False]
+
+
+def test_a_prepared_corpus_is_opened_and_not_made_again(
+  texts, prepared, tmp_path
+):
+  directory, corpus = prepared
+  moved = shutil.copytree(texts, tmp_path / 'texts')
+  config = config_of(moved)
+  made = prepare_corpus(config, tmp_path / 'c', seed=0)
+  shutil.rmtree(moved)
+  assert fingerprints(prepare_corpus(config, tmp_path / 'c', seed=0)) == (
+    fingerprints(made)
+  )
+  assert fingerprints(open_corpus(directory)) == fingerprints(corpus)
+
+
+def test_documents_are_stored_between_begin_and_end(texts, prepared):
+  _, corpus = prepared
+  tokenizer = corpus.tokenizer
+  for i, name in enumerate(corpus.documents.names):
+    tokens, mask = read(corpus.documents, i)
+    assert (tokens[0], tokens[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
+    text = (texts / name.removeprefix('text_files/')).read_text()
+    assert tokenizer.decode(tokens[1:-1]) == text
+    assert mask.all()
+
+
+def test_held_out_documents_are_nowhere_in_training(texts, prepared):
+  _, corpus = prepared
+  training, heldout = corpus.documents.names, corpus.heldout.names
+  assert training
+  assert heldout
+  assert sorted(training + heldout) == sorted(
+    f'text_files/{path.name}' for path in texts.iterdir()
+  )
+  # Nor in conversations: no 60 characters of them, in any place.
+  held = {
+    text[i : i + 60]
+    for document in range(len(heldout))
+    for text in [corpus.tokenizer.decode(read(corpus.heldout, document)[0])]
+    for i in range(len(text) - 60)
+  }
+  decoded = [
+    corpus.tokenizer.decode(read(corpus.conversations, i)[0])
+    for i in range(len(corpus.conversations.names))
+  ]
+  assert not any(
+    text[i : i + 60] in held for text in decoded for i in range(len(text) - 60)
+  )
+
+
+def test_the_tokenizer_learns_from_training_documents_alone(texts, tmp_path):
+  held = tmp_path / 'texts'
+  shutil.copytree(texts, held)
+  names = prepare_corpus(config_of(held), tmp_path / 'a', seed=0).heldout.names
+  for name in names:
+    path = held / name.removeprefix('text_files/')
+    path.write_text('zebra quagga ' * (path.stat().st_size // 13))
+  other = prepare_corpus(config_of(held), tmp_path / 'b', seed=0)
+  assert other.heldout.names == names
+  tokenizer = SentencePieceTokenizer(tmp_path / 'a' / 'tokenizer.model')
+  assert other.tokenizer.fingerprint == tokenizer.fingerprint
+
+
+def test_conversations_too_long_to_train_on_are_left_out(texts, tmp_path):
+  config = config_of(texts, max_conversation_len=300)
+  lengths = prepare_corpus(config, tmp_path / 'c', seed=0).conversations.lengths
+  assert 0 < len(lengths) < 40
+  assert lengths.max() <= 300
+
+
+@pytest.mark.parametrize(
+  ('changes', 'error', 'message'),
+  [
+    # Fails while the last of the three stores is being written.
+    ({'conversations': {'extract': 9, 'poem': 1}}, ConfigError, "'poem'"),
+    ({'max_conversation_len': 5}, ConfigError, r'_len=5 tokens \(20 are long'),
+    ({'conversations': {}}, ConfigError, r'conversations=\{\}: none'),
+    ({'conversations': {'define': 9}}, ConfigError, 'need a source of kind st'),
+    ({'vocab_size': 60_000}, TokenizerError, 'too little text'),
+    ({'heldout_frac': 1e-9}, ConfigError, '40 training and 0 held-out'),
+    ({'heldout_frac': 1 - 1e-9}, ConfigError, '0 training and 40 held-out'),
+  ],
+)
+def test_a_run_that_fails_leaves_nothing_and_one_clear_line(
+  texts, tmp_path, changes, error, message
+):
+  with pytest.raises(error, match=message) as raised:
+    prepare_corpus(config_of(texts, **changes), tmp_path / 'c', seed=0)
+  assert '\n' not in str(raised.value)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_too_short_to_use_are_an_empty_corpus(tmp_path):
+  (tmp_path / 'texts').mkdir()
+  (tmp_path / 'texts' / 'a.txt').write_text('too short')
+  config = config_of(tmp_path / 'texts')
+  with pytest.raises(ConfigError, match='empty corpus: 0 training'):
+    prepare_corpus(config, tmp_path / 'c', seed=0)
+
+
+def test_what_a_killed_run_left_is_not_taken_for_a_corpus(
+  texts, prepared, tmp_path
+):
+  left = tmp_path / 'c.partial'
+  shutil.copytree(prepared[0], left)
+  shutil.rmtree(left / 'conversations')
+  (left / 'rubbish').write_text('x')
+  made = prepare_corpus(config_of(texts), tmp_path / 'c', seed=0)
+  assert fingerprints(made) == fingerprints(prepared[1])
+  assert [path.name for path in tmp_path.iterdir()] == ['c']
+  assert not (tmp_path / 'c' / 'rubbish').exists()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'seed'), [({'heldout_frac': 0.3}, 0), ({}, 1)]
+)
+def test_a_corpus_of_other_settings_is_refused(texts, prepared, changes, seed):
+  directory, _ = prepared
+  with pytest.raises(ConfigError, match='other corpus settings') as raised:
+    prepare_corpus(config_of(texts, **changes), directory, seed=seed)
+  assert str(directory) in str(raised.value)
+  assert directory.exists()
+
+
+def test_stores_of_another_tokenizer_are_refused(prepared, tmp_path):
+  directory, made = prepared
+  mixed = shutil.copytree(directory, tmp_path / 'mixed')
+  other = train_sentencepiece(WORDS * 9, 300, mixed / 'tokenizer.model')
+  with pytest.raises(StoreError) as raised:
+    open_corpus(mixed)
+  assert made.tokenizer.fingerprint in str(raised.value)
+  assert other.fingerprint in str(raised.value)
+  assert '\n' not in str(raised.value)
+
+
+def test_a_given_tokenizer_is_kept_and_must_not_be_larger(
+  texts, prepared, tmp_path
+):
+  path = prepared[0] / 'tokenizer.model'
+  config = config_of(texts, tokenizer_path=str(path), vocab_size=500)
+  made = prepare_corpus(config, tmp_path / 'c', seed=0)
+  assert made.tokenizer.fingerprint == prepared[1].tokenizer.fingerprint
+  assert made.tokenizer.vocab_size == 400
+  config = config_of(texts, tokenizer_path=str(path), vocab_size=399)
+  with pytest.raises(ConfigError, match=r'has 400 pieces.*vocab_size=399'):
+    prepare_corpus(config, tmp_path / 'd', seed=0)
+
+
+def test_definitions_come_from_code_and_needles_from_text(tmp_path):
+  config = small.corpus_config(conversations={'define': 40, 'needle': 10})
+  made = prepare_corpus(config, tmp_path / 'c', seed=0).conversations
+  assert set(made.domains) == {'define', 'needle'}
+  assert len(set(made.names)) == len(made.names)
+  config = small.corpus_config(
+    sources={'code': small.CORPUS['sources']['code']},
+    conversations={'needle': 10},
+  )
+  with pytest.raises(ConfigError, match='none could be made'):
+    prepare_corpus(config, tmp_path / 'd', seed=0)

@@ -1,0 +1,96 @@
+"""Predictor: a row's losses do not depend on its neighbours or its padding."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from longctx_jax import sharding
+from longctx_jax.config import MeshConfig
+from longctx_jax.evals.predict import Predictor
+from longctx_jax.model import Transformer, model_graph
+from tests import small
+
+# float32, sums in another order
+ATOL = 2e-5
+LENGTHS = (2, 17, 64, 33, 1)
+CONFIG = small.stage_config(evals={'batch_tokens': 128})
+VOCAB_SIZE = CONFIG.model.vocab_size
+
+
+@pytest.fixture(scope='module')
+def params():
+  @jax.jit
+  def init():
+    model = Transformer(CONFIG.model, CONFIG.rope, rngs=nnx.Rngs(0))
+    return nnx.to_pure_dict(nnx.state(model))
+
+  # On the host, for meshes of any devices.
+  return jax.tree.map(np.asarray, init())
+
+
+@pytest.fixture(scope='module')
+def rows():
+  rng = np.random.default_rng(0)
+  return [rng.integers(8, VOCAB_SIZE, n).astype(np.int32) for n in LENGTHS]
+
+
+def mesh_of(num_devices, **sizes):
+  return sharding.make_mesh(MeshConfig(**sizes), jax.devices()[:num_devices])
+
+
+@jax.jit
+def dense_logits(params, tokens):
+  """Logits [T, V] of one row by itself: dense attention, nothing in chunks."""
+  dense = dataclasses.replace(CONFIG.model, attention='dense')
+  model = nnx.merge(model_graph(dense, CONFIG.rope), params)
+  positions = jnp.arange(len(tokens), dtype=jnp.int32)[None]
+  x = model(tokens[None], jnp.ones_like(tokens)[None], positions)
+  return x[0] @ model.unembedding_matrix()
+
+
+def plain(params, row):
+  logits = np.asarray(dense_logits(params, row[:-1]))
+  log_probs = np.asarray(jax.nn.log_softmax(logits, axis=-1))
+  return -log_probs[np.arange(len(row) - 1), row[1:]], logits.argmax(axis=-1)
+
+
+def check_equal(got, expected):
+  for (losses, predictions), (losses_, predictions_) in zip(
+    got, expected, strict=True
+  ):
+    np.testing.assert_allclose(losses, losses_, rtol=0, atol=ATOL)
+    assert predictions.tolist() == predictions_.tolist()
+
+
+@pytest.fixture(scope='module')
+def predictor(params):
+  # Batches of two rows of up to 64 tokens.
+  return Predictor(CONFIG, params, mesh_of(1))
+
+
+def test_losses_and_predictions_are_those_of_a_plain_dense_model(
+  params, predictor, rows
+):
+  rows = [row for row in rows if len(row) > 1]
+  got = list(predictor.rows(rows))
+  assert [len(losses) for losses, _ in got] == [len(row) - 1 for row in rows]
+  check_equal(got, [plain(params, row) for row in rows])
+
+
+def test_rows_together_alone_and_in_any_order_are_the_same(predictor, rows):
+  together = list(predictor.rows(rows))
+  check_equal(reversed(list(predictor.rows(rows[::-1]))), together)
+  alone = [next(predictor.rows([row])) for row in rows]
+  check_equal(alone, together)
+  assert len(together[-1][0]) == 0
+
+
+def test_rows_and_context_spread_over_devices_are_the_same(
+  params, predictor, rows
+):
+  spread = Predictor(CONFIG, params, mesh_of(4, data=2, fsdp=1, context=2))
+  check_equal(spread.rows(rows), predictor.rows(rows))
