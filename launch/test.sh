@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Sets up .venv with the [dev] extra and runs the tests.
+# Usage: bash launch/test.sh [pytest arguments]     (-m '' runs the slow ones too)
+. "$(dirname "$0")/environment.sh" dev
+exec .venv/bin/python -m pytest "$@"
