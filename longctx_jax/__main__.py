@@ -1,6 +1,7 @@
 """`longctx VERB --flags`: verbs to functions, and errors to one clear line."""
 
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def _parse(verb: str, argv: list[str], *, config: bool) -> flags.FlagValues:
   """Flags of a verb; exits with one line on a bad one."""
   values = flags.FlagValues()
   flags.DEFINE_string(
-    'workdir', None, 'directory of the run', required=True, flag_values=values
+    'workdir', None, 'directory of the run', flag_values=values
   )
   if config:
     config_flags.DEFINE_config_file(
@@ -58,10 +59,13 @@ def _parse(verb: str, argv: list[str], *, config: bool) -> flags.FlagValues:
       'config file, with :options behind it, such as :tiny',
       lock_config=True,
       flag_values=values,
+      sys_argv=argv,
     )
-    flags.mark_flag_as_required('config', flag_values=values)
   if '--help' in argv or '-h' in argv:
     _print_help(verb, values)
+  hint = f'(longctx {verb} --help)'
+  if config:
+    _prepare_to_import(_config_file(argv), hint)
   try:
     rest = values([f'longctx {verb}', *argv])[1:]
   except (
@@ -70,12 +74,55 @@ def _parse(verb: str, argv: list[str], *, config: bool) -> flags.FlagValues:
     KeyError,
     TypeError,
     ValueError,
-    OSError,
   ) as error:
-    _fail(f'{" ".join(str(error).split())} (longctx {verb} --help)')
+    _fail(f'{_flag_error(error, verb, argv)} {hint}')
   if rest:
-    _fail(f'unexpected argument {rest[0]!r} (longctx {verb} --help)')
+    _fail(f'unexpected argument {rest[0]!r} {hint}')
+  if not values.workdir:
+    _fail(f'--workdir=DIR is missing {hint}')
   return values
+
+
+def _config_file(argv: list[str]) -> str:
+  """The file that --config=FILE.py:options names, or ''."""
+  for flag, following in zip(argv, [*argv[1:], ''], strict=True):
+    name, equals, value = flag.partition('=')
+    if name in ('--config', '-config'):
+      return (value if equals else following).partition(':')[0]
+  return ''
+
+
+def _prepare_to_import(file: str, hint: str) -> None:
+  """Lets a config file import its neighbours, wherever longctx is run from."""
+  if not file:
+    _fail(f'--config=FILE.py is missing {hint}')
+  if not Path(file).is_file():
+    _fail(f'--config={file}: no such file {hint}')
+  root = Path(file).resolve().parent
+  while (root / '__init__.py').exists():
+    root = root.parent
+  if str(root) not in sys.path:
+    sys.path.insert(0, str(root))
+
+
+def _flag_error(error: Exception, verb: str, argv: list[str]) -> str:
+  """One line of what absl and ml_collections say in several or in one word."""
+  text = str(error.args[0] if error.args else error).strip()
+  if 'Traceback' in text:  # of get_config; its last line is the message
+    return f'--config: {text.splitlines()[-1].partition(": ")[2]}'
+  if text.startswith("'"):
+    # "'trian'\nDid you mean ...", quoted once or twice, without its flag.
+    field = re.search(r'\w+', text)[0]
+    given = [f.partition('=')[0] for f in argv if f.startswith('--config.')]
+    flag = next((f for f in given if field in f.split('.')), '--config')
+    meant = re.search(r'Did you mean "(\w+)"', text)
+    advice = f'; did you mean {meant[1]}?' if meant else ''
+    if verb == 'recipe' and flag.split('.')[1:2] == [field]:
+      advice += '; fields of a stage are --config.stages.STAGE.FIELD'
+    return f'{flag}: no field {field!r}{advice}'
+  if 'get_config' in text:
+    return f'--config={_config_file(argv)}: the file has no get_config()'
+  return ' '.join(text.split())
 
 
 def _print_help(verb, values):
@@ -99,6 +146,8 @@ def _recipe(argv: list[str]) -> None:
 
 def _train(argv: list[str]) -> None:
   values = _parse('train', argv, config=True)
+  if 'stages' in values.config:
+    _fail('this config is of several stages: it is run by `longctx recipe`')
   stage = from_config_dict(StageConfig, values.config)
   workdir = Path(values.workdir)
   _print_summary(run_recipe((stage,), workdir), workdir)
@@ -144,7 +193,10 @@ def main() -> None:
   if verb not in VERBS:
     _fail(f'no verb {verb!r}; there are {", ".join(VERBS)}')
   logging.basicConfig(
-    level=logging.WARNING, format='%(asctime)s %(message)s', datefmt='%H:%M:%S'
+    level=logging.WARNING,
+    format='%(asctime)s %(message)s',
+    datefmt='%H:%M:%S',
+    force=True,  # libraries that are imported have set up handlers of their own
   )
   logging.getLogger('longctx_jax').setLevel(logging.INFO)
   try:

@@ -1,25 +1,25 @@
 """Typed, frozen configuration: what an ml_collections file turns into.
 
 A config file builds a `ConfigDict`; `from_config_dict` turns it into these
-dataclasses once, at the border, and refuses unknown, missing and mistyped
-fields by their full path. Library code never sees a `ConfigDict`.
+dataclasses once, at the border. Library code never sees a `ConfigDict`.
+What a `__post_init__` refuses begins with the field's own name, because
+`from_config_dict` puts the path of the section before it.
 
 Defaults exist only where a value is mechanical (a block length, how often to
 log). What a recipe decides has none: its config file must say it.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import types
-import typing
-from collections.abc import Mapping
 from typing import Any, Literal
 
-
-class ConfigError(ValueError):
-  """A config that cannot run; the message names the field and what to do."""
+from longctx_jax.config_from_dict import (
+  ConfigError,
+  check_at_least,
+  from_config_dict,
+  plain_dict,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class CorpusConfig:
   def __post_init__(self):
     if not 0 < self.heldout_frac < 1:
       raise ConfigError(
-        f'corpus.heldout_frac must lie in (0, 1), got {self.heldout_frac}'
+        f'heldout_frac must lie in (0, 1), got {self.heldout_frac}'
       )
 
 
@@ -96,8 +96,14 @@ class TableRows:
   def __post_init__(self):
     if not 32 <= self.min_len <= self.max_len:
       raise ConfigError(
-        'tables need 32 <= min_len <= max_len (a row and a question take about'
-        f' 32 tokens), got min_len={self.min_len}, max_len={self.max_len}'
+        f'min_len={self.min_len}, max_len={self.max_len}: need 32 <= min_len <='
+        ' max_len (a row and a question take about 32 tokens)'
+      )
+    if self.question_frac <= 0 or self.max_questions < 1:
+      raise ConfigError(
+        f'question_frac={self.question_frac},'
+        f' max_questions={self.max_questions}: tables need a question,'
+        ' question_frac > 0 and max_questions >= 1'
       )
 
 
@@ -115,21 +121,21 @@ class DataConfig:
   mixture: dict[str, DocumentRows | ConversationRows | TableRows]
 
   def __post_init__(self):
+    check_at_least(self, 1, 'seq_len', 'batch_size')
     total = sum(source.weight for source in self.mixture.values())
-    if abs(total - 1) > 1e-6:
+    if not abs(total - 1) <= 1e-6:  # so put, because it refuses NaN too
       listed = ', '.join(f'{n}={s.weight}' for n, s in self.mixture.items())
       raise ConfigError(
-        f'data.mixture: the weights must sum to 1, got {total:g} ({listed})'
+        f'mixture: the weights must sum to 1, got {total:g} ({listed})'
       )
     for name, source in self.mixture.items():
       if source.weight < 0:
         raise ConfigError(
-          f'data.mixture.{name}.weight must not be negative,'
-          f' got {source.weight}'
+          f'mixture.{name}.weight must not be negative, got {source.weight}'
         )
       if self.document_mask and getattr(source, 'planner', '') == 'interleave':
         raise ConfigError(
-          f'data.mixture.{name}: chunk-interleaved rows (planner=interleave)'
+          f'mixture.{name}: chunk-interleaved rows (planner=interleave)'
           ' cannot be trained under data.document_mask=True: the mask would cut'
           ' the very links that interleaving makes. Set one of the two off'
         )
@@ -150,6 +156,8 @@ class ModelConfig:
   norm_eps: float
   param_dtype: Literal['float32', 'bfloat16']
   compute_dtype: Literal['float32', 'bfloat16']
+  # Initial size of the layers' kernels against 1 / sqrt(inputs).
+  block_init_scale: float
   remat: Literal['none', 'dots', 'full']
   attention: Literal['dense', 'blockwise'] = 'blockwise'
   attention_block_len: int = 128
@@ -159,13 +167,28 @@ class ModelConfig:
   scan_unroll: int = 1
 
   def __post_init__(self):
+    check_at_least(
+      self,
+      1,
+      'vocab_size',
+      'embed_dim',
+      'num_layers',
+      'num_heads',
+      'num_kv_heads',
+      'head_dim',
+      'hidden_dim',
+      'attention_block_len',
+      'loss_chunk_len',
+    )
+    if self.scan_unroll != -1:
+      check_at_least(self, 1, 'scan_unroll')
     if self.num_heads % self.num_kv_heads:
       raise ConfigError(
-        f'model.num_heads={self.num_heads} is not a multiple of'
-        f' model.num_kv_heads={self.num_kv_heads}'
+        f'num_heads={self.num_heads} is not a multiple of'
+        f' num_kv_heads={self.num_kv_heads}'
       )
     if self.head_dim % 2:
-      raise ConfigError(f'model.head_dim={self.head_dim} must be even for RoPE')
+      raise ConfigError(f'head_dim={self.head_dim} must be even for RoPE')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +203,16 @@ class RopeConfig:
   beta_slow: float = 1.0
   low_freq_factor: float = 1.0
   high_freq_factor: float = 4.0
+
+  def __post_init__(self):
+    check_at_least(self, 1, 'factor')
+    if self.base <= 1:
+      raise ConfigError(f'base must be above 1, got {self.base}')
+    if self.scaling in ('yarn', 'llama3') and self.original_len < 1:
+      raise ConfigError(
+        f'scaling={self.scaling} needs original_len, the length'
+        f' before stretching, got {self.original_len}'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +242,16 @@ class OptimizerConfig:
   # muon: peak rate of the Adam that updates embeddings and norms.
   adam_peak_lr: float = 0.0
 
+  def __post_init__(self):
+    check_at_least(self, 0, 'peak_lr', 'warmup_steps', 'weight_decay')
+    if not self.clip_norm > 0:
+      raise ConfigError(f'clip_norm must be above 0, got {self.clip_norm}')
+    if self.name == 'muon' and not self.adam_peak_lr > 0:
+      raise ConfigError(
+        'name=muon needs adam_peak_lr > 0 for embeddings'
+        f' and norms, got {self.adam_peak_lr}: they would never be trained'
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -223,6 +266,14 @@ class TrainConfig:
   init_from: str = ''
   log_every: int = 10
 
+  def __post_init__(self):
+    check_at_least(self, 1, 'steps', 'micro_batches', 'log_every')
+    if self.init_from and self.carry_over == 'none':
+      raise ConfigError(
+        f'init_from={self.init_from} would not be read: set'
+        ' carry_over to weights or weights_and_optimizer'
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
@@ -230,6 +281,9 @@ class CheckpointConfig:
 
   every_steps: int
   keep: int = 2
+
+  def __post_init__(self):
+    check_at_least(self, 1, 'every_steps', 'keep')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +363,7 @@ def stages_from_recipe(config: Any) -> tuple[StageConfig, ...]:
   A recipe holds once what all stages share (`SHARED_SECTIONS`), and under
   `stages` what each has of its own.
   """
-  fields = _plain(config)
+  fields = plain_dict(config)
   for key in ('stages', 'stage_order', *SHARED_SECTIONS):
     if key not in fields:
       raise ConfigError(
@@ -331,83 +385,6 @@ def stages_from_recipe(config: Any) -> tuple[StageConfig, ...]:
     )
     for name in order
   )
-
-
-def from_config_dict(cls: type, config: Any, path: str = 'config') -> Any:
-  """Builds dataclass `cls` from a `ConfigDict` or dict, checking every field.
-
-  Raises:
-    ConfigError: an unknown, missing or mistyped field, named by its path.
-  """
-  return _build(cls, _plain(config), path)
-
-
-def _plain(config):
-  return config.to_dict() if hasattr(config, 'to_dict') else dict(config)
-
-
-def _build(kind, value, path):
-  origin, args = typing.get_origin(kind), typing.get_args(kind)
-  if dataclasses.is_dataclass(kind):
-    return _build_dataclass(kind, value, path)
-  if origin in (typing.Union, types.UnionType):
-    return _build_tagged(args, value, path)
-  if origin is dict:
-    if not isinstance(value, Mapping):
-      raise ConfigError(f'{path}: expected a dictionary, got {value!r}')
-    return {
-      key: _build(args[1], item, f'{path}.{key}') for key, item in value.items()
-    }
-  if origin is tuple:
-    if not isinstance(value, (tuple, list)):
-      raise ConfigError(f'{path}: expected a tuple, got {value!r}')
-    return tuple(_build(args[0], item, path) for item in value)
-  if origin is Literal:
-    if value not in args:
-      raise ConfigError(
-        f'{path}: {value!r} is not one of {", ".join(map(str, args))}'
-      )
-    return value
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if type(value) is not kind:
-    raise ConfigError(
-      f'{path}: expected {kind.__name__}, got {type(value).__name__} {value!r}'
-    )
-  return value
-
-
-def _build_dataclass(cls, value, path):
-  if not isinstance(value, Mapping):
-    raise ConfigError(f'{path}: expected a section, got {value!r}')
-  known = {field.name: field for field in dataclasses.fields(cls)}
-  for key in value:
-    if key not in known:
-      close = difflib.get_close_matches(key, known, n=1)
-      hint = f'did you mean {close[0]}?' if close else f'has {", ".join(known)}'
-      raise ConfigError(f'{path}.{key}: no such field; {hint}')
-  types_of = typing.get_type_hints(cls)
-  built = {}
-  for name, field in known.items():
-    if name in value:
-      built[name] = _build(types_of[name], value[name], f'{path}.{name}')
-    elif field.default is dataclasses.MISSING:
-      raise ConfigError(f'{path}.{name} is missing')
-  return cls(**built)
-
-
-def _build_tagged(classes, value, path):
-  """One of several dataclasses, told apart by the literal of their `kind`."""
-  by_kind = {
-    typing.get_args(typing.get_type_hints(cls)['kind'])[0]: cls
-    for cls in classes
-  }
-  kind = value.get('kind') if isinstance(value, Mapping) else None
-  if kind not in by_kind:
-    raise ConfigError(
-      f'{path}.kind: {kind!r} is not one of {", ".join(by_kind)}'
-    )
-  return _build_dataclass(by_kind[kind], value, path)
 
 
 def to_json(config: Any) -> str:

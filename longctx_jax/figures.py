@@ -15,7 +15,7 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours, told apart by colour-blind readers; yellow is left
 # out, because lines of it are hard to see on white.
@@ -28,7 +28,9 @@ STAGE_COLOURS = (
   '#56B4E9',
   '#333333',
 )
-DARK_INK, LIGHT_INK = '#111111', '#ffffff'
+# Black and white only: on the middle colours nothing softer has the contrast of
+# 4.5 that WCAG 2.2 asks of text.
+DARK_INK, LIGHT_INK = '#000000', '#ffffff'
 AXIS = '#555555'
 STYLE = {
   'svg.fonttype': 'none',
@@ -47,6 +49,8 @@ STYLE = {
 }
 # A stage is given at least this share of the width, however few its tokens.
 MIN_PANEL = 0.14
+# Of the tokens before it: a stage with fewer is counted from its own start.
+OWN_COUNT = 0.02
 # From this ratio between the stages' rates on, a linear axis hides some.
 LOG_LR_RATIO = 20
 
@@ -94,69 +98,94 @@ def _luminance(rgb):
   return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def panel_widths(curves: Sequence[StageCurve]) -> list[float]:
-  """Widths of the stages in the curves' figure, which sum to 1.
-
-  In proportion to their tokens, but a short stage after a long one stays wide
-  enough to be seen.
-  """
+def panel_shares(curves: Sequence[StageCurve]) -> list[float]:
+  """Each stage's share of the tokens of all stages."""
   total = sum(curve.stop - curve.start for curve in curves)
-  shares = [(curve.stop - curve.start) / total for curve in curves]
-  widths = [max(share, MIN_PANEL) for share in shares]
-  return [width / sum(widths) for width in widths]
+  return [(curve.stop - curve.start) / total for curve in curves]
 
 
 def curves_svg(curves: Sequence[StageCurve], label: str) -> str:
-  """Training loss, and the learning rate below, over the tokens so far."""
+  """Training loss, and the learning rate below, over the tokens so far.
+
+  `label` is what a screen reader says.
+  """
   with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(12.4, 4.6), layout=None)
-    grid = figure.add_gridspec(
-      2,
-      len(curves),
-      width_ratios=panel_widths(curves),
-      height_ratios=(2.4, 1),
-      left=0.055,
-      right=0.99,
-      top=0.92,
-      bottom=0.105,
-      wspace=0,
-      hspace=0.14,
-    )
-    rows = [[], []]
-    for i, curve in enumerate(curves):
-      for row, values in enumerate((curve.losses, curve.rates)):
-        axes = figure.add_subplot(
-          grid[row, i], sharey=rows[row][0] if rows[row] else None
-        )
-        rows[row].append(axes)
-        finite = [v if math.isfinite(v) else math.nan for v in values]
-        axes.plot(curve.tokens, finite, color=stage_colour(i), linewidth=1.5)
-        _style_panel(axes, curve, first=i == 0, last_row=row == 1)
-      # Names come from the user: a '$' in one is no formula.
-      rows[0][i].set_title(
-        curve.name,
-        color=stage_colour(i),
-        fontweight='bold',
-        fontsize=10,
-        parse_math=False,
+    return _svg(curves_figure(curves), 'curves', label)
+
+
+def curves_figure(curves: Sequence[StageCurve]) -> Figure:
+  """The figure of `curves_svg`: loss and rate panels, stage after stage."""
+  # A short stage after a long one stays wide enough to be seen.
+  widths = [max(share, MIN_PANEL) for share in panel_shares(curves)]
+  widths = [width / sum(widths) for width in widths]
+  figure = Figure(figsize=(12.4, 4.6), layout=None)
+  grid = figure.add_gridspec(
+    2,
+    len(curves),
+    width_ratios=widths,
+    height_ratios=(2.4, 1),
+    left=0.055,
+    right=0.99,
+    top=0.92,
+    bottom=0.105,
+    wspace=0,
+    hspace=0.14,
+  )
+  rows = [[], []]
+  for i, curve in enumerate(curves):
+    for row, values in enumerate((curve.losses, curve.rates)):
+      axes = figure.add_subplot(
+        grid[row, i], sharey=rows[row][0] if rows[row] else None
       )
-    rows[0][0].set_ylabel('training loss (nats)')
-    rows[1][0].set_ylabel('learning rate')
-    rows[0][0].set_ylim(bottom=0)
-    if _ratio_of_peaks(curves) > LOG_LR_RATIO:
-      rows[1][0].set_yscale('log')
-    else:
-      rows[1][0].set_ylim(bottom=0)
-    figure.supxlabel('tokens trained so far', fontsize=9, x=0.52, y=0.005)
-    return _svg(figure, 'curves', label)
+      rows[row].append(axes)
+      finite = [v if math.isfinite(v) else math.nan for v in values]
+      axes.plot(curve.tokens, finite, color=stage_colour(i), linewidth=1.5)
+      axes.set_xticks(*token_ticks(curve, widths[i]))
+      _style_panel(axes, curve, first=i == 0, last_row=row == 1)
+    # Names come from the user: a '$' in one is no formula.
+    rows[0][i].set_title(
+      curve.name, fontweight='bold', fontsize=10, parse_math=False
+    )
+  rows[0][0].set_ylabel('training loss (nats)')
+  rows[1][0].set_ylabel('learning rate')
+  rows[0][0].set_ylim(bottom=0)
+  if _ratio_of_peaks(curves) > LOG_LR_RATIO:
+    rows[1][0].set_yscale('log')
+  else:
+    rows[1][0].set_ylim(bottom=0)
+  figure.supxlabel('tokens trained so far', fontsize=9, x=0.52, y=0.005)
+  return figure
+
+
+def token_ticks(
+  curve: StageCurve, width: float
+) -> tuple[list[float], list[str]]:
+  """Ticks of a stage's panel, which takes `width` of the figure (0 to 1).
+
+  Counted from the first stage on; where the stage is so short that its labels
+  would all say the same, from its own start: '+200M'.
+  """
+  span = curve.stop - curve.start
+  own = span < OWN_COUNT * curve.start
+  origin = curve.start if own else 0
+  # A label is about 0.04 of the figure wide: at the ends of the panel it would
+  # run into the next stage's.
+  margin = 0.02 / width * span
+  steps = MaxNLocator(max(3, round(12 * width))).tick_values(
+    curve.start - origin, curve.stop - origin
+  )
+  inside = [
+    float(x)
+    for x in steps
+    if curve.start + margin <= x + origin <= curve.stop - margin
+  ]
+  labels = [f'{"+" if own else ""}{short_count(x)}' for x in inside]
+  return [x + origin for x in inside], labels
 
 
 def _style_panel(axes, curve, *, first, last_row):
   axes.set_xlim(curve.start, curve.stop)
   axes.grid(axis='y')
-  # Labels at the ends would run into those of the next stage.
-  axes.xaxis.set_major_locator(MaxNLocator(4, prune='both'))
-  axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short_count(x)))
   axes.tick_params(axis='x', labelbottom=last_row)
   if not first:
     axes.tick_params(axis='y', left=False, labelleft=False, which='both')
@@ -199,7 +228,7 @@ def positions_svg(
         facecolors=[colour if known else 'white' for known in inside],
       )
     buckets = max(losses.values(), key=len)
-    axes.set_xticks(range(len(buckets)), [b.replace('-', '–') for b in buckets])
+    axes.set_xticks(range(len(buckets)), buckets)
     axes.set_xlabel('position in the text (tokens)')
     axes.set_ylabel('validation loss (nats)')
     axes.grid(axis='y')

@@ -38,12 +38,13 @@ class RMSNorm(nnx.Module):
     x32 = x.astype(jnp.float32)
     mean_square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
     normed = x32 * jax.lax.rsqrt(mean_square + self.eps)
-    return (normed * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+    scale = self.scale[...].astype(jnp.float32)[None, None]
+    return (normed * scale).astype(x.dtype)
 
 
-def _kernel(rngs, shape, num_inputs, dtype):
-  """A weight drawn so that unit inputs give unit outputs."""
-  std = num_inputs**-0.5
+def _kernel(rngs, shape, num_inputs, dtype, scale=1.0):
+  """A weight drawn so that unit inputs give outputs of size `scale`."""
+  std = scale * num_inputs**-0.5
   draw = jax.random.truncated_normal(rngs.params(), -3, 3, shape, jnp.float32)
   return nnx.Param((std * draw).astype(dtype))
 
@@ -58,11 +59,11 @@ class Attention(nnx.Module):
       config.num_kv_heads,
       config.head_dim,
     )
-    dtype = config.param_dtype
-    self.query = _kernel(rngs, (D, N, H), D, dtype)
-    self.key = _kernel(rngs, (D, K, H), D, dtype)
-    self.value = _kernel(rngs, (D, K, H), D, dtype)
-    self.out = _kernel(rngs, (N, H, D), N * H, dtype)
+    how = config.param_dtype, config.block_init_scale
+    self.query = _kernel(rngs, (D, N, H), D, *how)
+    self.key = _kernel(rngs, (D, K, H), D, *how)
+    self.value = _kernel(rngs, (D, K, H), D, *how)
+    self.out = _kernel(rngs, (N, H, D), N * H, *how)
     self.config, self.rope = config, rope
 
   @typed
@@ -103,10 +104,11 @@ class MLP(nnx.Module):
   """SwiGLU (arXiv:2002.05202)."""
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-    D, F, dtype = config.embed_dim, config.hidden_dim, config.param_dtype
-    self.gate = _kernel(rngs, (D, F), D, dtype)
-    self.up = _kernel(rngs, (D, F), D, dtype)
-    self.down = _kernel(rngs, (F, D), F, dtype)
+    D, F = config.embed_dim, config.hidden_dim
+    how = config.param_dtype, config.block_init_scale
+    self.gate = _kernel(rngs, (D, F), D, *how)
+    self.up = _kernel(rngs, (D, F), D, *how)
+    self.down = _kernel(rngs, (F, D), F, *how)
 
   @typed
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
@@ -176,7 +178,11 @@ class Transformer(nnx.Module):
 
     if config.remat != 'none':
       apply_block = nnx.remat(
-        apply_block, policy=REMAT_POLICIES[config.remat], prevent_cse=False
+        apply_block,
+        policy=REMAT_POLICIES[config.remat],
+        # Inside a loop XLA cannot merge the second computation with the first;
+        # written out it can, and would keep all that remat is to drop.
+        prevent_cse=config.scan_unroll != 1,
       )
     unroll = config.scan_unroll
     scan = nnx.scan(
@@ -186,3 +192,10 @@ class Transformer(nnx.Module):
       unroll=config.num_layers if unroll == -1 else unroll,
     )
     return self.final_norm(scan(x, self.blocks))
+
+
+def model_graph(config: ModelConfig, rope: RopeConfig) -> nnx.GraphDef:
+  """The model without parameters: `nnx.merge(graph, params)` makes one."""
+  return nnx.split(
+    nnx.eval_shape(lambda: Transformer(config, rope, rngs=nnx.Rngs(0)))
+  )[0]

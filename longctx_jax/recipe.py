@@ -28,7 +28,11 @@ from longctx_jax.evals.runner import evaluate
 from longctx_jax.optimizer import reset_schedule
 from longctx_jax.report import write_report
 from longctx_jax.train import TrainState, init_state, train
-from longctx_jax.workdir import claim_workdir, write_atomically
+from longctx_jax.workdir import (
+  claim_workdir,
+  stage_directory,
+  write_atomically,
+)
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +83,6 @@ def rewrite_report(workdir: Path) -> Path:
   )
   done = len(json.loads((workdir / 'summary.json').read_text())['stages'])
   return write_report(stages[:done], workdir)
-
-
-def stage_directory(workdir: Path, i: int, name: str) -> Path:
-  """Where stage number i (from 0) of a recipe lives."""
-  return workdir / 'stages' / f'{i + 1}_{name}'
 
 
 def run_stage(

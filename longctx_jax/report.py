@@ -5,7 +5,6 @@ from outside and no script runs, so that the file can be mailed, printed and
 kept.
 """
 
-import dataclasses
 import json
 import math
 import statistics
@@ -20,10 +19,10 @@ import markupsafe
 from longctx_jax import figures
 from longctx_jax.config import ConversationRows, StageConfig
 from longctx_jax.metrics import read_metrics
-from longctx_jax.workdir import write_atomically
+from longctx_jax.settings_table import ABSENT, compare_settings
+from longctx_jax.workdir import stage_directory, write_atomically
 
 Grid = Mapping[str, Mapping[str, float]]
-ABSENT = '–'
 
 
 class StageRun(NamedTuple):
@@ -55,14 +54,6 @@ class Heatmap(NamedTuple):
   mean_beyond: float | None  # None: no length lies beyond row_len
 
 
-class Setting(NamedTuple):
-  """A config field, and its value in each stage."""
-
-  path: str
-  values: list[str]
-  changed: list[bool]  # against the stage before; the first never is
-
-
 def write_report(stages: tuple[StageConfig, ...], workdir: Path) -> Path:
   """Writes workdir/report.html about finished stages; returns its path.
 
@@ -81,7 +72,7 @@ def write_report(stages: tuple[StageConfig, ...], workdir: Path) -> Path:
 
 
 def _read_stage(i, stage, workdir):
-  directory = workdir / 'stages' / f'{i + 1}_{stage.name}'
+  directory = stage_directory(workdir, i, stage.name)
   results = json.loads((directory / 'results.json').read_text())
   return StageRun(stage, results, read_metrics(directory / 'metrics.jsonl'))
 
@@ -95,9 +86,9 @@ def _template():
   )
   environment.filters |= {
     'percent': percent,
-    'count': count,
+    'commas': commas,
     'duration': duration,
-    'length': short_length,
+    'short_len': short_length,
     'cell': cell,
   }
   source = resources.files('longctx_jax') / 'templates' / 'report.html'
@@ -124,6 +115,7 @@ def _page(runs, summary):
     },
     'beyond': beyond_notes(stages, grids[-1]['single']),
     'short': short,
+    'stage_colour': figures.stage_colour,
     'scale': [x / 10 for x in range(11)],
     'wording': needle_wording(stages),
     'curves': _curves(runs),
@@ -147,8 +139,8 @@ def percent(share: float) -> str:
   return f'{rounded}%'
 
 
-def count(number: float) -> str:
-  """A count in full, with separators."""
+def commas(number: float) -> str:
+  """A number in full, with separators."""
   return f'{number:,.0f}'
 
 
@@ -216,10 +208,12 @@ def beyond_notes(stages: Sequence[StageConfig], grid: Grid) -> list[str]:
   for stage in stages:
     beyond = [n for n in lengths if n > stage.data.seq_len]
     if beyond:
-      found = f'{len(beyond)} of {len(lengths)}, from {count(beyond[0])} tokens'
+      found = (
+        f'{len(beyond)} of {len(lengths)}, from {commas(beyond[0])} tokens'
+      )
     else:
       found = 'none'
-    notes.append(f'{stage.name} (rows of {count(stage.data.seq_len)}): {found}')
+    notes.append(f'{stage.name} {found}')
   return notes
 
 
@@ -233,19 +227,21 @@ def needle_wording(stages: Sequence[StageConfig]) -> str:
       if made
       else 'no needle conversations are made'
     )
-    return f"The needle's wording is not in the training data: {why}."
+    return (
+      "The needle's wording is not in the training data of these stages:"
+      f' {why}.'
+    )
   longest = max(stage.corpus.max_conversation_len for stage in using)
   text = (
     "The needle's wording is among the training conversations of"
-    f' {_stages_with_rows(using)}, in texts of at most {count(longest)} tokens'
+    f' {_with_row_lens(using)}, in texts of at most {commas(longest)} tokens'
     ' (corpus.max_conversation_len)'
   )
   longer = [stage for stage in using if stage.data.seq_len > longest]
   if longer:
-    verb, it = ('are', 'have') if len(longer) > 1 else ('is', 'has')
     text += (
-      f'; {_names(longer)} {verb} trained on longer rows, and {it} the wording'
-      ' at that short length only'
+      f'; the rows of {_with_row_lens(longer)} are longer, and have it at that'
+      ' short length only'
     )
   return text + '.'
 
@@ -261,15 +257,10 @@ def _trains_on_needles(stage):
   )
 
 
-def _names(stages):
-  names = [stage.name for stage in stages]
-  word = 'stages' if len(names) > 1 else 'stage'
-  return f'{word} {" and ".join(names)}'
-
-
-def _stages_with_rows(stages):
+def _with_row_lens(stages):
+  """'stages a (rows of 128) and b (rows of 512)'."""
   word = 'stages' if len(stages) > 1 else 'stage'
-  listed = [f'{s.name} (rows of {count(s.data.seq_len)})' for s in stages]
+  listed = [f'{s.name} (rows of {commas(s.data.seq_len)})' for s in stages]
   return f'{word} {" and ".join(listed)}'
 
 
@@ -298,7 +289,10 @@ def _curves(runs):
     return None
   ends = ', '.join(f'{c.name} {c.losses[-1]:.2f}' for c in curves if c.losses)
   label = f'Training loss by tokens; last logged values: {ends}'
-  return markupsafe.Markup(figures.curves_svg(curves, label))
+  return {
+    'svg': markupsafe.Markup(figures.curves_svg(curves, label)),
+    'to_scale': min(figures.panel_shares(curves)) >= figures.MIN_PANEL,
+  }
 
 
 def _positions(runs):
@@ -321,7 +315,7 @@ def _positions(runs):
   }
 
 
-# Tables and settings ---------------------------------------------------------
+# Tables ----------------------------------------------------------------------
 
 
 def table_sections(runs: Sequence[StageRun]) -> list[dict[str, Any]]:
@@ -351,49 +345,3 @@ def table_sections(runs: Sequence[StageRun]) -> list[dict[str, Any]]:
     }
     for layout, tasks in sections.items()
   ]
-
-
-def compare_settings(
-  stages: Sequence[StageConfig],
-) -> tuple[list[Setting], list[Setting]]:
-  """The settings that differ between stages, and those that don't.
-
-  The name and the source are shown apart.
-  """
-  flat = [flatten(dataclasses.asdict(stage)) for stage in stages]
-  differing, same = [], []
-  for path in dict.fromkeys(path for values in flat for path in values):
-    if path in ('name', 'source'):
-      continue
-    values = [settings.get(path, ABSENT) for settings in flat]
-    pairs = zip(values, values[1:], strict=False)
-    changed = [False, *(old != new for old, new in pairs)]
-    (differing if any(changed) else same).append(Setting(path, values, changed))
-  # Sorted by path, so that the fields of a section stand together also where
-  # an earlier stage lacks some.
-  return sorted(differing), same
-
-
-def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
-  """Fields of nested sections by dotted path, each value as text."""
-  fields = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping) and value:
-      fields |= flatten(value, f'{prefix}{key}.')
-    else:
-      fields[f'{prefix}{key}'] = _setting_text(value)
-  return fields
-
-
-def _setting_text(value):
-  if isinstance(value, str):
-    return value or "''"
-  if isinstance(value, bool):
-    return str(value)
-  if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-    value = int(value)
-  if isinstance(value, int):
-    return f'{value:,}'
-  if isinstance(value, tuple) and value:
-    return ', '.join(map(str, value))
-  return repr(value)

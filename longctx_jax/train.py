@@ -1,7 +1,6 @@
 """One stage: the training state, the step, and the loop. No recipe branches."""
 
 import contextlib
-import functools
 import logging
 import math
 import time
@@ -22,7 +21,7 @@ from longctx_jax.data.pipeline import BatchSource, DataState, make_pipeline
 from longctx_jax.data.prepare import Corpus
 from longctx_jax.loss import loss_sum_and_weight
 from longctx_jax.metrics import MetricsWriter
-from longctx_jax.model import Transformer
+from longctx_jax.model import Transformer, model_graph
 from longctx_jax.optimizer import make_optimizer, make_schedule
 from longctx_jax.progress import Progress
 
@@ -42,11 +41,6 @@ def make_model(config: StageConfig) -> Transformer:
   return Transformer(config.model, config.rope, rngs=nnx.Rngs(config.seed))
 
 
-def model_graph(config: StageConfig) -> nnx.GraphDef:
-  """The model without its parameters; `nnx.merge(graph, params)` makes one."""
-  return nnx.split(nnx.eval_shape(lambda: make_model(config)))[0]
-
-
 def init_state(config: StageConfig, mesh: Mesh) -> TrainState:
   """The state before the first step, each array made where it belongs."""
   optimizer = make_optimizer(config.optimizer, config.train.steps)
@@ -59,53 +53,62 @@ def init_state(config: StageConfig, mesh: Mesh) -> TrainState:
   return jax.jit(init, out_shardings=shardings)()
 
 
-def make_train_step(config: StageConfig, mesh: Mesh):
-  """The compiled update (state, batch) -> (state, metrics); state is donated.
+def mean_loss_and_grads(
+  graph: nnx.GraphDef, params: Any, batch: Batch, num_micro: int
+) -> tuple[jax.Array, jax.Array, Any]:
+  """Mean token loss, its total weight, and the gradient of the mean.
 
-  The batch runs as `micro_batches` pieces whose loss sums, weights and
-  gradients are added, and divided once at the end: the result is that of one
-  big batch, whatever the pieces weigh.
+  The batch runs as `num_micro` pieces whose loss sums, weights and gradients
+  are added, and divided once at the end: the result is that of one big batch,
+  however unevenly the pieces are filled.
   """
-  graph = model_graph(config)
-  optimizer = make_optimizer(config.optimizer, config.train.steps)
-  schedule = make_schedule(
-    config.optimizer, config.optimizer.peak_lr, config.train.steps
-  )
-  num_micro = config.train.micro_batches
 
   def loss_fn(params, batch):
     return loss_sum_and_weight(nnx.merge(graph, params), batch)
 
-  def accumulate(params, totals, batch):
+  def accumulate(totals, batch):
     (loss_sum, weight), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       params, batch
     )
     return jax.tree.map(jnp.add, totals, (loss_sum, weight, grads)), None
 
+  def split(x):
+    # Strided, so that each piece is spread over the mesh as the whole is.
+    return x.reshape(-1, num_micro, x.shape[-1]).swapaxes(0, 1)
+
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  (loss_sum, weight, grads), _ = jax.lax.scan(
+    accumulate,
+    (jnp.float32(0), jnp.float32(0), zeros),
+    jax.tree.map(split, batch),
+  )
+  # A batch without a single target changes nothing, rather than to NaN.
+  safe_weight = jnp.maximum(weight, 1e-8)
+  grads = jax.tree.map(lambda g: g / safe_weight, grads)
+  return loss_sum / safe_weight, weight, grads
+
+
+def make_train_step(config: StageConfig):
+  """The compiled (state, batch) -> (state, metrics); the state is donated."""
+  graph = model_graph(config.model, config.rope)
+  optimizer = make_optimizer(config.optimizer, config.train.steps)
+  schedule = make_schedule(
+    config.optimizer, config.optimizer.peak_lr, config.train.steps
+  )
+
   def train_step(state: TrainState, batch: Batch):
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    totals, _ = jax.lax.scan(
-      functools.partial(accumulate, state.params),
-      (jnp.float32(0), jnp.float32(0), zeros),
-      jax.tree.map(split_micro_batches, batch),
+    loss, weight, grads = mean_loss_and_grads(
+      graph, state.params, batch, config.train.micro_batches
     )
-    loss_sum, weight, grads = totals
-    # A batch without a single target changes nothing, rather than to NaN.
-    weight = jnp.maximum(weight, 1e-8)
-    grads = jax.tree.map(lambda g: g / weight, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     metrics = {
-      'loss': loss_sum / weight,
-      'grad_norm': optax.global_norm(grads),
+      'loss': loss,
+      'grad_norm': optax.tree.norm(grads),
       'lr': schedule(state.step),
       'target_weight': weight,
     }
-    params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), metrics
-
-  def split_micro_batches(x):
-    # Strided, so that each piece is spread over the mesh as the whole is.
-    return x.reshape(-1, num_micro, x.shape[-1]).swapaxes(0, 1)
 
   return jax.jit(train_step, donate_argnums=0)
 
@@ -145,7 +148,7 @@ def train(
   state, first_step, elapsed_before = _resume(
     checkpoints, state, source, config
   )
-  train_step = make_train_step(config, mesh)
+  train_step = make_train_step(config)
   batches = make_pipeline(source, batch_size, start_step=first_step)
   began = time.monotonic()
 

@@ -14,12 +14,17 @@ from typing import Any
 from longctx_jax.config import ConfigError
 
 
+def stage_directory(workdir: Path, i: int, name: str) -> Path:
+  """Where stage number i (from 0) of a recipe lives."""
+  return workdir / 'stages' / f'{i + 1}_{name}'
+
+
 def write_atomically(path: Path, text: str) -> None:
   """Writes a whole file or none of it."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + '.partial')
   try:
-    partial.write_text(text)
+    partial.write_text(text, encoding='utf-8')
     partial.replace(path)
   finally:
     partial.unlink(missing_ok=True)
@@ -46,10 +51,18 @@ def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
 
 
 def _first_difference(old: Any, new: Any, path: str = '') -> str:
+  if isinstance(old, list) and isinstance(new, list):
+    # Stages are a list; they are told apart by number.
+    old, new = dict(enumerate(old)), dict(enumerate(new))
   if isinstance(old, dict) and isinstance(new, dict):
     for key in dict.fromkeys([*old, *new]):
       if old.get(key) != new.get(key):
         return _first_difference(
-          old.get(key), new.get(key), f'{path}.{key}' if path else key
+          old.get(key), new.get(key), f'{path}.{key}' if path else str(key)
         )
-  return f'{path} is {json.dumps(old)} there, {json.dumps(new)} here'
+  return f'{path} is {_shown(old)} there, {_shown(new)} here'
+
+
+def _shown(value: Any) -> str:
+  text = json.dumps(value)
+  return text if len(text) <= 60 else f'{text[:60]}...'

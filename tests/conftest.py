@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, strict shapes, and a small real corpus."""
 
 import os
+import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
@@ -16,6 +17,9 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Two programs with collectives in flight on two cores deadlock XLA's CPU
 # backend, so a step is waited for before the next one starts.
 jax.config.update('jax_cpu_enable_async_dispatch', False)
+# The same small programs are compiled by many tests: once a machine is enough.
+jax.config.update('jax_compilation_cache_dir', tempfile.mkdtemp())
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 @pytest.fixture(scope='session')

@@ -4,7 +4,6 @@ from typing import Any
 
 from longctx_jax.config import CorpusConfig, StageConfig, from_config_dict
 
-
 CORPUS = {
   'sources': {
     'code': {'kind': 'stdlib', 'max_chars': 60_000},
@@ -68,6 +67,7 @@ def stage_config(**changes: dict[str, Any]) -> StageConfig:
       'norm_eps': 1e-6,
       'param_dtype': 'float32',
       'compute_dtype': 'float32',
+      'block_init_scale': 1.0,
       'remat': 'none',
       'attention_block_len': 32,
       'loss_chunk_len': 256,

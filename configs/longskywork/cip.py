@@ -44,12 +44,12 @@ def get_config(arg: str = '') -> ConfigDict:
   c.train.carry_over = 'weights'
   c.checkpoint.every_steps = 50
   if arg.tiny:
-    c.data.seq_len, c.data.batch_size = 512, 4
+    c.data.seq_len, c.data.batch_size = 1024, 4
     c.data.mixture.interleaved.docs_per_row = 4
     c.rope.base = 100_000.0
     c.mesh.context = 1
-    c.optimizer.peak_lr = 2e-3
-    c.optimizer.adam_peak_lr = 2e-3
-    c.train.steps = 100
-    c.checkpoint.every_steps = 50
+    c.optimizer.peak_lr = 3e-3
+    c.optimizer.adam_peak_lr = 6e-3
+    c.train.steps = 60
+    c.checkpoint.every_steps = 30
   return c

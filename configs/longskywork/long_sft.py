@@ -52,19 +52,20 @@ def get_config(arg: str = '') -> ConfigDict:
   c.mesh.context = 8
   c.train.steps = 200  # "a mere 200 iterations" (abstract)
   if arg.tiny:
-    c.data.seq_len, c.data.batch_size = 512, 8
+    c.data.seq_len, c.data.batch_size = 1024, 4
     c.data.mixture.tables.update(
       {
         'tasks': {'retrieve': 8.0, 'absent': 0.5, 'position': 0.5, 'sort': 0.5},
         'layouts': {'plain': 8.0, 'markdown': 1.0, 'csv': 1.0, 'json': 1.0},
         'num_columns': 3,
-        'min_len': 64,
-        'max_len': 512,
-        'question_frac': 1.0,
+        'min_len': 96,
+        'max_len': 1024,
+        'question_frac': 0.3,
         'max_questions': 100,
       }
     )
     c.mesh.context = 1
-    c.train.steps = 200
+    c.optimizer.schedule = 'linear'
+    c.optimizer.adam_peak_lr = 5e-3
     c.checkpoint.every_steps = 50
   return c

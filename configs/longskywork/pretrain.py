@@ -68,6 +68,7 @@ def get_config(arg: str = '') -> ConfigDict:
       'norm_eps': 1e-6,
       'param_dtype': 'float32',  # ours
       'compute_dtype': 'bfloat16',
+      'block_init_scale': 1.0,  # ours
       'remat': 'full',  # ours
       'scan_unroll': 1,
     }
@@ -122,12 +123,13 @@ def get_config(arg: str = '') -> ConfigDict:
       {
         'name': 'muon',
         'peak_lr': 5e-3,
-        'adam_peak_lr': 5e-3,
+        'adam_peak_lr': 1e-2,
         'schedule': 'linear',
         'warmup_steps': 20,
         'weight_decay': 0.0,
       }
     )
+    c.rope.base = 1000.0
     c.train.steps = 300
     c.checkpoint.every_steps = 100
   return c

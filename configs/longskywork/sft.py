@@ -31,11 +31,20 @@ def get_config(arg: str = '') -> ConfigDict:
   c.optimizer.warmup_steps = 20
   c.train.steps = 1000  # ours
   if arg.tiny:
-    c.data.seq_len, c.data.batch_size = 128, 16
-    c.data.loss_normalizer = 'sequence'
-    c.optimizer.schedule = 'linear'
+    c.data.seq_len, c.data.batch_size = 128, 8
+    c.data.mixture = ConfigDict(
+      {
+        kind: {'kind': 'conversations', 'weight': w, 'conversations': (kind,)}
+        for kind, w in (
+          ('needle', 0.7),
+          ('extract', 0.15),
+          ('write_function', 0.1),
+          ('define', 0.05),
+        )
+      }
+    )
     c.optimizer.peak_lr = 5e-3
-    c.optimizer.adam_peak_lr = 5e-3
-    c.train.steps = 600
-    c.checkpoint.every_steps = 200
+    c.optimizer.adam_peak_lr = 1e-2
+    c.train.steps = 900
+    c.checkpoint.every_steps = 300
   return c

@@ -71,7 +71,8 @@ def _scores(q_block, k, segment_ids, start, stop):
   )
   queries = segment_ids[:, start:stop, None]
   mask = (queries == segment_ids[:, None, :stop]) & (queries > 0)
-  mask &= jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
+  causal = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
+  mask &= causal[None]
   return jnp.where(mask[:, None, None], scores, MASKED)
 
 

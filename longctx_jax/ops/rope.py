@@ -102,7 +102,8 @@ def apply_rope(
   scale: float = 1.0,
 ) -> Float[Array, 'B T N H']:
   """Rotates each head by its position; float32 inside, dtype of x outside."""
-  angles = positions[..., None, None].astype(jnp.float32) * frequencies
+  angles = positions.astype(jnp.float32)[:, :, None, None]
+  angles = angles * frequencies[None, None, None]
   cos, sin = jnp.cos(angles) * scale, jnp.sin(angles) * scale
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate(

@@ -1,0 +1,140 @@
+"""Checkpoints: whole, verified, and the last good one when one is damaged."""
+
+import logging
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from longctx_jax.checkpoint import CheckpointError, Checkpoints, restore_state
+from longctx_jax.data.pipeline import DataState
+
+
+class State(NamedTuple):
+  step: Any
+  params: Any
+  opt_state: Any
+
+
+def state_at(step):
+  values = jnp.arange(4096, dtype=jnp.float32).reshape(64, 64) + step
+  return State(
+    jnp.int32(step), {'w': values}, {'mu': values.astype('bfloat16')}
+  )
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """A directory with the states of steps 1 and 2."""
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=2)
+  for step in (1, 2):
+    checkpoints.save(
+      state_at(step),
+      DataState(step, seed=0, fingerprint='abc'),
+      config_json='{}',
+      tokenizer_fingerprint='tok',
+      elapsed_s=1.5 * step,
+    )
+  checkpoints.close()
+  return tmp_path / 'checkpoints'
+
+
+def largest_file(directory):
+  files = [path for path in directory.rglob('*') if path.is_file()]
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip_a_bit(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 0x10
+  path.write_bytes(content)
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_restored_state_has_the_saved_bits(saved):
+  state, data, elapsed_s = Checkpoints(saved, keep=2).restore_latest(
+    state_at(0)
+  )
+  np.testing.assert_array_equal(state.params['w'], state_at(2).params['w'])
+  np.testing.assert_array_equal(
+    state.opt_state['mu'], state_at(2).opt_state['mu']
+  )
+  assert state.opt_state['mu'].dtype == jnp.bfloat16
+  assert data == DataState(2, 0, 'abc')
+  assert elapsed_s == 3.0
+
+
+def test_no_checkpoint_restores_nothing(tmp_path):
+  assert Checkpoints(tmp_path, keep=2).restore_latest(state_at(0)) is None
+
+
+@pytest.mark.parametrize('damage', [flip_a_bit, truncate, lambda p: p.unlink()])
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
+  saved, damage, caplog
+):
+  damage(largest_file(saved / '2'))
+  checkpoints = Checkpoints(saved, keep=2)
+  with caplog.at_level(logging.WARNING):
+    state, data, _ = checkpoints.restore_latest(state_at(0))
+  assert data.step == 1
+  np.testing.assert_array_equal(state.params['w'], state_at(1).params['w'])
+  assert 'is damaged' in caplog.text
+  # The step can be saved again, and what was damaged is still there to see.
+  checkpoints.save(
+    state_at(2),
+    data._replace(step=2),
+    config_json='{}',
+    tokenizer_fingerprint='tok',
+    elapsed_s=3.0,
+  )
+  checkpoints.wait()
+  assert checkpoints.steps() == [1, 2]
+  assert (saved / 'damaged_2').is_dir()
+
+
+def test_only_so_many_checkpoints_are_kept(tmp_path):
+  checkpoints = Checkpoints(tmp_path, keep=2)
+  for step in (1, 2, 3):
+    checkpoints.save(
+      state_at(step),
+      DataState(step, 0, 'abc'),
+      config_json='{}',
+      tokenizer_fingerprint='tok',
+      elapsed_s=0.0,
+    )
+  checkpoints.wait()
+  assert checkpoints.steps() == [2, 3]
+
+
+def test_weights_are_taken_over_without_the_optimizer(saved):
+  wanted = {'params': state_at(0).params}
+  taken = restore_state(saved, wanted, tokenizer_fingerprint='tok')
+  assert set(taken) == {'params'}
+  np.testing.assert_array_equal(taken['params']['w'], state_at(2).params['w'])
+
+
+def test_weights_of_another_shape_or_tokenizer_are_refused(saved):
+  with pytest.raises(CheckpointError, match='trained with tokenizer tok'):
+    restore_state(
+      saved, {'params': state_at(0).params}, tokenizer_fingerprint='other'
+    )
+  with pytest.raises(CheckpointError, match='cannot take over params'):
+    restore_state(
+      saved,
+      {'params': {'w': jnp.zeros((64, 32))}},
+      tokenizer_fingerprint='tok',
+    )
+  with pytest.raises(CheckpointError, match='no checkpoint'):
+    restore_state(saved / 'nowhere', {}, tokenizer_fingerprint='tok')
+
+
+def test_damaged_weights_are_not_taken_over(saved):
+  flip_a_bit(largest_file(saved / '2'))
+  with pytest.raises(CheckpointError, match='cannot take over params'):
+    restore_state(
+      saved, {'params': state_at(0).params}, tokenizer_fingerprint='tok'
+    )

@@ -1,0 +1,91 @@
+"""Every file under configs/ trains with :tiny, from its own command line."""
+
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from longctx_jax.config import StageConfig, stages_from_recipe
+from longctx_jax.config_from_dict import from_config_dict
+from longctx_jax.recipe import run_recipe
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(
+  path.relative_to(ROOT)
+  for path in (ROOT / 'configs').glob('*/*.py')
+  if path.name != '__init__.py'
+)
+
+
+def load(path: Path, option: str) -> ConfigDict:
+  """The config as the command line makes it."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values)
+  values(['test', f'--config={ROOT / path}{option}'])
+  return values.config
+
+
+def stages_of(config: ConfigDict) -> tuple[StageConfig, ...]:
+  if 'stages' in config:
+    return stages_from_recipe(config)
+  return (from_config_dict(StageConfig, config),)
+
+
+def make_small(config: ConfigDict) -> None:
+  """Keeps model, optimizer and rows as they are; shrinks what takes time."""
+  config.corpus.sources.pop('books')  # needs the network
+  for source in config.corpus.sources.values():
+    source.max_chars = 150_000
+  config.corpus.conversations = ConfigDict(
+    dict.fromkeys(config.corpus.conversations, 100)
+  )
+  config.corpus.vocab_size = config.model.vocab_size = 1024
+  config.evals.update(
+    {
+      'needle': {
+        'lengths': (128,),
+        'num_depths': 2,
+        'samples': 1,
+        'num_needles': 2,
+      },
+      'table_lengths': (128,),
+      'table_samples': 1,
+      'validation_len': 128,
+      'validation_rows': 2,
+      'batch_tokens': 1024,
+    }
+  )
+  stages = config.stages.values() if 'stages' in config else [config]
+  for stage in stages:
+    stage.train.steps = 2
+    if 'stages' not in config:
+      stage.train.carry_over = 'none'
+
+
+@pytest.mark.parametrize('path', FILES, ids=str)
+def test_the_full_config_is_valid(path):
+  for stage in stages_of(load(path, '')):
+    # The evaluation's own wording stays out of training at full size.
+    assert not stage.corpus.conversations.get('needle')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', FILES, ids=str)
+def test_tiny_trains_two_steps(path, tmp_path):
+  config = load(path, ':tiny')
+  make_small(config)
+  stages = stages_of(config)
+  summary = run_recipe(stages, tmp_path)
+  assert [stage['steps'] for stage in summary['stages']] == [2] * len(stages)
+  assert (tmp_path / 'report.html').exists()
+
+
+def test_the_recipe_is_made_of_the_stage_files():
+  directory = Path('configs/longskywork')
+  stages = stages_of(load(directory / 'recipe.py', ':tiny'))
+  alone = [
+    stages_of(load(directory / f'{stage.name}.py', ':tiny'))[0]
+    for stage in stages
+  ]
+  assert list(stages) == alone

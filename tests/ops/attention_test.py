@@ -1,0 +1,279 @@
+"""Dense attention against loops, blockwise attention against dense."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longctx_jax.ops import blockwise_attention as blockwise
+from longctx_jax.ops.attention import attention_mask, dense_attention
+from longctx_jax.ops.blockwise_attention import blockwise_attention
+
+B, T, H = 2, 12, 8
+REL = 1e-5  # DESIGN.md: every path equals the dense one to this, in float32
+# (N, K), block_len: few, because each is compiled. Blocks of 5 do not divide
+# T, of 4 do, and of 100 exceed it.
+PATHS = [((4, 2), 5), ((4, 4), 4), ((3, 1), 100)]
+
+LAYOUTS = {
+  'two documents and padding': [1] * 4 + [2] * 6 + [0] * 2,
+  'documents of length 1': list(range(1, T + 1)),
+  'all padding': [0] * T,
+  'one document': [1] * T,
+  'padding inside and first': [0] + [1] * 4 + [0] * 3 + [2] * 4,
+}
+
+
+def inputs(seed, N, K, dtype=jnp.float32, length=T):
+  keys = jax.random.split(jax.random.key(seed), 4)
+  shapes = [(B, length, n, H) for n in (N, K, K, N)]
+  return [
+    jax.random.normal(key, shape, dtype)
+    for key, shape in zip(keys, shapes, strict=True)
+  ]
+
+
+@functools.cache
+def compiled(block_len):
+  """(q, k, v, d_out, segment_ids) -> out, dq, dk, dv; None is dense."""
+  attend = dense_attention
+  if block_len is not None:
+    attend = functools.partial(blockwise_attention, block_len=block_len)
+
+  @jax.jit
+  def run(q, k, v, d_out, segment_ids):
+    out, vjp = jax.vjp(
+      lambda q, k, v: attend(q, k, v, segment_ids=segment_ids), q, k, v
+    )
+    return out, *vjp(d_out)
+
+  return run
+
+
+def assert_equal_to_dense(got, expected, rel=REL):
+  for name, a, b in zip(('out', 'dq', 'dk', 'dv'), got, expected, strict=True):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert np.isfinite(a).all(), name
+    # Where all cancels (one key: dq = 0), what is left is the rounding of the
+    # summands, and those are of size 1.
+    error, size = np.linalg.norm(a - b), max(np.linalg.norm(b), 1.0)
+    assert error <= rel * size, (name, error, size)
+
+
+def drawn_documents(draw):
+  """A row of documents end to end, then padding, as packing makes them."""
+  lengths = draw(st.lists(st.integers(1, T), max_size=6))
+  ids = np.repeat(np.arange(len(lengths)) + 1, lengths)[:T]
+  return np.pad(ids, (0, T - len(ids)))
+
+
+@st.composite
+def layouts(draw):
+  rows = []
+  for _ in range(B):
+    if draw(st.booleans()):
+      rows.append(drawn_documents(draw))
+    else:  # anything at all: the mask is defined for it too
+      ids = draw(st.lists(st.integers(0, 3), min_size=T, max_size=T))
+      rows.append(np.array(ids))
+  return jnp.asarray(np.stack(rows), jnp.int32)
+
+
+def test_the_mask_is_the_drawn_one():
+  drawn = [
+    '1....',
+    '11...',
+    '..1..',
+    '..11.',
+    '.....',
+  ]
+  mask = attention_mask(jnp.array([[1, 1, 2, 2, 0]]))[0]
+  assert [''.join('.1'[int(m)] for m in row) for row in mask] == drawn
+
+
+@pytest.mark.parametrize('heads', [heads for heads, _ in PATHS])
+def test_dense_attention_equals_plain_loops(heads):
+  N, K = heads
+  q, k, v, _ = (np.asarray(x, np.float64) for x in inputs(0, N, K))
+  segment_ids = np.array(
+    [LAYOUTS['two documents and padding'], LAYOUTS['padding inside and first']]
+  )
+  expected = np.zeros((B, T, N, H))
+  for b in range(B):
+    for t in range(T):
+      if segment_ids[b, t] == 0:
+        continue
+      seen = [s for s in range(t + 1) if segment_ids[b, s] == segment_ids[b, t]]
+      for n in range(N):
+        g = n // (N // K)
+        scores = [q[b, t, n] @ k[b, s, g] / np.sqrt(H) for s in seen]
+        weights = np.exp(np.array(scores) - max(scores))
+        weights /= weights.sum()
+        expected[b, t, n] = sum(
+          w * v[b, s, g] for w, s in zip(weights, seen, strict=True)
+        )
+  out = compiled(None)(*inputs(0, N, K), jnp.asarray(segment_ids))[0]
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+  segment_ids=layouts(),
+  path=st.sampled_from(PATHS),
+  seed=st.integers(0, 1000),
+)
+def test_blockwise_equals_dense_on_any_layout(segment_ids, path, seed):
+  heads, block_len = path
+  arrays = (*inputs(seed, *heads), segment_ids)
+  assert_equal_to_dense(compiled(block_len)(*arrays), compiled(None)(*arrays))
+
+
+@pytest.mark.parametrize('path', PATHS)
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_blockwise_equals_dense_on_named_layouts(layout, path):
+  heads, block_len = path
+  segment_ids = jnp.array([LAYOUTS[layout], LAYOUTS['one document']])
+  arrays = (*inputs(1, *heads), segment_ids)
+  assert_equal_to_dense(compiled(block_len)(*arrays), compiled(None)(*arrays))
+
+
+def test_more_blocks_than_the_cap_become_longer_blocks(monkeypatch):
+  monkeypatch.setattr(blockwise, 'MAX_BLOCKS', 4)
+  segment_ids = jnp.array([LAYOUTS['two documents and padding']] * B)
+  q, k, v, d_out = inputs(2, 2, 1)
+
+  def attend(q, k, v):
+    return blockwise_attention(q, k, v, segment_ids=segment_ids, block_len=1)
+
+  @jax.jit
+  def run(q, k, v):
+    out, vjp = jax.vjp(attend, q, k, v)
+    return out, *vjp(d_out)
+
+  expected = compiled(None)(q, k, v, d_out, segment_ids)
+  assert_equal_to_dense(run(q, k, v), expected)
+  # One softmax a block: 4 blocks of 3, where 12 of 1 were asked for.
+  assert str(jax.make_jaxpr(attend)(q, k, v)).count('= exp ') == 4
+
+
+@pytest.mark.parametrize('block_len', [None, 5])
+def test_padding_gives_exactly_zeros_and_zero_gradients(block_len):
+  segment_ids = jnp.array(
+    [LAYOUTS['padding inside and first'], LAYOUTS['all padding']]
+  )
+  out, *grads = compiled(block_len)(*inputs(3, 4, 2), segment_ids)
+  padding = np.asarray(segment_ids == 0)
+  for array in (out, *grads):
+    assert (np.asarray(array)[padding] == 0).all()
+    assert np.isfinite(array).all()
+    # What is checked is not zero all over.
+    assert np.abs(np.asarray(array)[~padding]).max() > 0.1
+
+
+@pytest.mark.parametrize('block_len', [None, 5])
+def test_no_document_sees_another_and_no_token_sees_the_future(block_len):
+  """Exactly: not one bit changes where nothing may be seen."""
+  segment_ids = jnp.array([LAYOUTS['two documents and padding']] * B)
+  q, k, v, d_out = inputs(4, 4, 2)
+  run = compiled(block_len)
+  before = np.asarray(run(q, k, v, d_out, segment_ids)[0])
+  for changed in (1, 6):  # a token of document 1, one of document 2
+    other = [x.at[:, changed].add(3.0) for x in (q, k, v)]
+    after = np.asarray(run(*other, d_out, segment_ids)[0])
+    document = np.asarray(segment_ids[0]) == segment_ids[0, changed]
+    may_change = document & (np.arange(T) >= changed)
+    np.testing.assert_array_equal(after[:, ~may_change], before[:, ~may_change])
+    moved = np.abs(after - before).max(axis=(0, 2, 3))
+    assert (moved[may_change] > 0).all()
+
+
+@pytest.mark.parametrize('size', [1e4, -1e4])
+def test_very_large_scores_do_not_overflow(size):
+  segment_ids = jnp.array([LAYOUTS['two documents and padding']] * B)
+  q, k, v, d_out = inputs(5, 4, 2)
+  # Scores around size, apart from each other by a few units.
+  q = q.at[..., 0].set(1.0)
+  k = k.at[..., 0].set(size * H**0.5)
+  arrays = (q, k, v, d_out, segment_ids)
+  got, expected = compiled(5)(*arrays), compiled(None)(*arrays)
+  # Scores of 1e4 are float32 multiples of 1e-3, in both paths alike.
+  assert_equal_to_dense(got, expected, rel=1e-2)
+  assert (np.abs(got[0]) <= np.abs(v).max()).all()
+
+
+@pytest.mark.parametrize('block_len', [None, 2])
+def test_gradients_equal_finite_differences(block_len):
+  attend = (
+    dense_attention
+    if block_len is None
+    else functools.partial(blockwise_attention, block_len=block_len)
+  )
+  segment_ids = jnp.array([[1, 1, 1, 2, 0]])
+  keys = jax.random.split(jax.random.key(6), 4)
+  q, k, v, d_out = (
+    jax.random.normal(key, (1, 5, n, 2))
+    for key, n in zip(keys, (2, 1, 1, 2), strict=True)
+  )
+
+  @jax.jit
+  def loss(arrays):
+    return jnp.sum(attend(*arrays, segment_ids=segment_ids) * d_out)
+
+  grads = jax.jit(jax.grad(loss))((q, k, v))
+  # Central differences in float32: error h^2 from the step, 1e-7 / h from
+  # rounding; at h = 1e-2 both are below 1e-3 of the gradient's size.
+  step = 1e-2
+  for i, grad in enumerate(grads):
+    for index in np.ndindex(grad.shape):
+      values = []
+      for h in (step, -step):
+        arrays = [np.array(a) for a in (q, k, v)]
+        arrays[i][index] += h
+        values.append(float(loss(tuple(arrays))))
+      assert abs((values[0] - values[1]) / (2 * step) - grad[index]) < 1e-3
+
+
+@pytest.mark.parametrize('block_len', [None, 5])
+def test_bfloat16_inputs_stay_close_to_the_float32_result(block_len):
+  segment_ids = jnp.array([LAYOUTS['two documents and padding']] * B)
+  arrays = inputs(7, 4, 2, jnp.bfloat16)
+  exact = compiled(None)(*(x.astype(jnp.float32) for x in arrays), segment_ids)
+  got = compiled(block_len)(*arrays, segment_ids)
+  assert all(x.dtype == jnp.bfloat16 for x in got)
+  # bfloat16 keeps 8 bits: one rounding of the result is 2^-9, and 2^-8 leaves
+  # room for one of the scaled queries.
+  assert_equal_to_dense(got, exact, rel=2**-8)
+
+
+def test_accumulators_are_float32_for_bfloat16_inputs():
+  """256 + 1 is 256 in bfloat16, so a bfloat16 sum of 512 ones would stall."""
+  length = 512
+  ones = jnp.ones((1, length, 1, 2), jnp.bfloat16)
+  segment_ids = jnp.ones((1, length), int)
+
+  @jax.jit
+  def run(v):
+    out, vjp = jax.vjp(
+      lambda v: blockwise_attention(
+        ones, ones, v, segment_ids=segment_ids, block_len=128
+      ),
+      v,
+    )
+    return out, vjp(jnp.ones_like(out))[0]
+
+  out, dv = run(ones.at[:, ::2].set(0.5))
+  np.testing.assert_allclose(np.float32(out[0, -1, 0, 0]), 0.75, rtol=2**-8)
+  # Value 0 is seen by query t with weight 1 / (t + 1).
+  harmonic = np.sum(1 / np.arange(1, length + 1))
+  np.testing.assert_allclose(np.float32(dv[0, 0, 0, 0]), harmonic, rtol=2**-8)
+
+
+@pytest.mark.parametrize('attend', [dense_attention, blockwise_attention])
+def test_heads_that_do_not_divide_are_refused_with_both_numbers(attend):
+  q, k, v, _ = inputs(8, 4, 3)
+  with pytest.raises(ValueError, match=r'num_heads=4 .* num_kv_heads=3'):
+    attend(q, k, v, segment_ids=jnp.ones((B, T), int))

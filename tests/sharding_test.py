@@ -1,0 +1,240 @@
+"""Meshes, rules for every parameter, and equality with one device."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from longctx_jax.batch import Batch
+from longctx_jax.config import ConfigError, MeshConfig, RopeConfig
+from longctx_jax.loss import loss_sum_and_weight
+from longctx_jax.optimizer import make_optimizer
+from longctx_jax.sharding import (
+  PARAM_SPECS,
+  batch_sharding,
+  check_divisible,
+  leaf_name,
+  make_mesh,
+  param_shardings,
+)
+from tests import small
+from tests.random_params import graph_and_params
+
+B, T = 8, 16
+CONFIG = dataclasses.replace(
+  small.stage_config().model,
+  vocab_size=32,
+  attention_block_len=6,
+  loss_chunk_len=24,
+)
+MESHES = {
+  'fsdp=8': MeshConfig(fsdp=8),
+  'tensor=2 x fsdp=4': MeshConfig(fsdp=4, tensor=2),
+  'data=2 x context=4': MeshConfig(data=2, fsdp=1, context=4),
+}
+
+
+@functools.cache
+def small_model():
+  return graph_and_params(CONFIG, RopeConfig(10_000.0))
+
+
+def batch():
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(1, T + 1, size=B)
+  used = np.arange(T)[None] < lengths[:, None]
+  return Batch(
+    tokens=rng.integers(0, 32, (B, T), np.int32),
+    targets=rng.integers(0, 32, (B, T), np.int32),
+    loss_weights=used.astype(np.float32),
+    segment_ids=np.where(used, 1 + (np.arange(T) >= 5), 0).astype(np.int32),
+    positions=np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)),
+  )
+
+
+def loss_and_grads(mesh):
+  graph, params = small_model()
+  params = jax.device_put(params, param_shardings(params, mesh))
+
+  @jax.jit
+  def run(params, batch):
+    return jax.value_and_grad(
+      lambda p: loss_sum_and_weight(nnx.merge(graph, p), batch)[0]
+    )(params)
+
+  placed = jax.device_put(batch(), batch_sharding(mesh))
+  return jax.device_get(run(params, placed))
+
+
+@functools.cache
+def on_one_device():
+  return loss_and_grads(make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_sharded_loss_and_gradients_equal_one_device(mesh):
+  got = loss_and_grads(make_mesh(MESHES[mesh]))
+  for a, b in zip(
+    jax.tree.leaves(got), jax.tree.leaves(on_one_device()), strict=True
+  ):
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
+
+def test_every_matrix_has_a_rule_that_splits_it_over_fsdp_and_tensor():
+  _, params = small_model()
+  mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+  shardings = param_shardings(params, mesh)
+  names = set()
+  for (path, leaf), sharding in zip(
+    jax.tree_util.tree_leaves_with_path(params),
+    jax.tree.leaves(shardings),
+    strict=True,
+  ):
+    name = leaf_name(path)
+    names.add(name)
+    if name == 'scale':
+      assert sharding.is_fully_replicated
+      continue
+    assert len(sharding.spec) == leaf.ndim, name
+    assert {'fsdp', 'tensor'} <= set(sharding.spec), name
+    split = sharding.shard_shape(leaf.shape)
+    assert math.prod(split) * 8 == leaf.size, name
+  # Nor is there a rule for a parameter that no model has.
+  assert names == {*PARAM_SPECS, 'scale'}
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_optimizer_moments_lie_where_their_parameters_lie(name):
+  _, params = small_model()
+  mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+  config = dataclasses.replace(small.stage_config().optimizer, name=name)
+  state = jax.eval_shape(make_optimizer(config, 4).init, params)
+  specs = {
+    leaf_name(path): (leaf.shape, sharding.spec)
+    for (path, leaf), sharding in zip(
+      jax.tree_util.tree_leaves_with_path(params),
+      jax.tree.leaves(param_shardings(params, mesh)),
+      strict=True,
+    )
+  }
+  moments = dict.fromkeys(specs, 0)
+  for (path, leaf), sharding in zip(
+    jax.tree_util.tree_leaves_with_path(state),
+    jax.tree.leaves(param_shardings(state, mesh)),
+    strict=True,
+  ):
+    if leaf.ndim == 0:
+      assert sharding.is_fully_replicated
+    elif leaf_name(path) != 'scale':
+      assert (leaf.shape, sharding.spec) == specs[leaf_name(path)]
+      moments[leaf_name(path)] += 1
+  del moments['scale']
+  assert min(moments.values()) >= 1
+
+
+def test_a_batch_is_split_over_rows_and_positions():
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, context=2))
+  sharding = batch_sharding(mesh)
+  assert sharding.spec == P(('data', 'fsdp'), 'context')
+  x = np.arange(B * T).reshape(B, T)
+  placed = jax.device_put(jnp.asarray(x), sharding)
+  assert {s.data.shape for s in placed.addressable_shards} == {(2, 8)}
+  np.testing.assert_array_equal(placed, x)
+
+
+@pytest.mark.parametrize(
+  ('config', 'shape'),
+  [
+    (MeshConfig(), (1, 8, 1, 1)),
+    (MeshConfig(fsdp=2, context=-1), (1, 2, 4, 1)),
+    (MeshConfig(data=2, fsdp=2, context=2, tensor=-1), (2, 2, 2, 1)),
+    (MeshConfig(data=2, fsdp=1, context=2, tensor=2), (2, 1, 2, 2)),
+  ],
+)
+def test_an_axis_of_minus_one_takes_the_devices_that_are_left(config, shape):
+  mesh = make_mesh(config)
+  assert mesh.axis_names == ('data', 'fsdp', 'context', 'tensor')
+  assert mesh.devices.shape == shape
+  assert set(mesh.devices.flat) == set(jax.devices())
+
+
+@pytest.mark.parametrize(
+  ('config', 'says'),
+  [
+    (MeshConfig(data=-1), 'only one axis may be -1, got data, fsdp'),
+    (MeshConfig(context=3), "'context': 3.* does not fit the 8 device"),
+    (MeshConfig(fsdp=4), "'fsdp': 4.* does not fit the 8 device"),
+    (MeshConfig(fsdp=16), "'fsdp': 16.* does not fit the 8 device"),
+    (MeshConfig(data=0), "'data': 0.* does not fit"),
+    (MeshConfig(data=-2, fsdp=-1), "'data': -2.* does not fit"),
+  ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_with_its_numbers(config, says):
+  with pytest.raises(ConfigError, match=says) as error:
+    make_mesh(config)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'changes', 'says'),
+  [
+    (
+      MeshConfig(fsdp=1, context=8),
+      {'data': {'seq_len': 132}},
+      r'data.seq_len=132 .* 8 shards of mesh axis context',
+    ),
+    (
+      MeshConfig(data=2, fsdp=4),
+      {'data': {'batch_size': 12}},
+      r'batch_size / train.micro_batches=12 .* 8 shards .* data x fsdp',
+    ),
+    (
+      MeshConfig(data=2, fsdp=4),
+      {'train': {'micro_batches': 2}},
+      r'batch_size / train.micro_batches=4 .* 8 shards .* data x fsdp',
+    ),
+    (
+      MeshConfig(fsdp=8),
+      {'model': {'embed_dim': 36}},
+      r'model.embed_dim=36 .* 8 shards of mesh axis fsdp',
+    ),
+    (
+      MeshConfig(fsdp=2, tensor=4),
+      {'model': {'hidden_dim': 66}},
+      r'model.hidden_dim=66 .* 4 shards of mesh axis tensor',
+    ),
+    (
+      MeshConfig(fsdp=2, tensor=4),
+      {'model': {'num_heads': 6}},
+      r'model.num_heads=6 .* 4 shards of mesh axis tensor',
+    ),
+    (
+      MeshConfig(fsdp=2, tensor=4),
+      {},
+      r'model.num_kv_heads=2 .* 4 shards of mesh axis tensor',
+    ),
+    (
+      MeshConfig(fsdp=4, tensor=2),
+      {'model': {'vocab_size': 767}, 'corpus': {'vocab_size': 767}},
+      r'model.vocab_size=767 .* 2 shards of mesh axis tensor',
+    ),
+  ],
+)
+def test_a_size_that_does_not_divide_is_named_with_its_axis(
+  mesh, changes, says
+):
+  with pytest.raises(ConfigError, match=says) as error:
+    check_divisible(small.stage_config(**changes), make_mesh(mesh))
+  assert '\n' not in str(error.value)
+
+
+def test_sizes_that_divide_pass():
+  config = small.stage_config()
+  for mesh in (MeshConfig(), MeshConfig(fsdp=2, context=2, tensor=2)):
+    check_divisible(config, make_mesh(mesh))

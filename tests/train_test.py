@@ -1,0 +1,165 @@
+"""The step and the loop: accumulation, meshes, resuming, non-finite losses."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from longctx_jax import sharding
+from longctx_jax.checkpoint import Checkpoints
+from longctx_jax.config import ConfigError
+from longctx_jax.data.pipeline import BatchSource, make_pipeline
+from longctx_jax.data.prepare import prepare_corpus
+from longctx_jax.metrics import read_metrics
+from longctx_jax.model import model_graph
+from longctx_jax.train import (
+  init_state,
+  mean_loss_and_grads,
+  train,
+)
+from tests import small
+
+
+def one_device(config):
+  return sharding.make_mesh(config.mesh, jax.devices()[:1])
+
+
+def first_batch(config, corpus):
+  source = BatchSource(config.data, corpus, seed=0, num_steps=1)
+  return next(make_pipeline(source, config.data.batch_size))
+
+
+def loss_and_grads(config, batch, mesh, num_micro=1):
+  graph = model_graph(config.model, config.rope)
+  params = init_state(config, mesh).params
+  batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+  run = jax.jit(mean_loss_and_grads, static_argnums=(0, 3))
+  loss, _, grads = run(graph, params, batch, num_micro)
+  return jax.device_get((loss, grads))
+
+
+def assert_close(tree, expected):
+  for got, want in zip(
+    jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True
+  ):
+    error = np.linalg.norm(got - want) / (np.linalg.norm(want) + 1e-12)
+    assert error < 1e-5
+
+
+def assert_equal_bits(tree, expected):
+  for got, want in zip(
+    jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+
+
+def test_four_micro_batches_equal_one_big_batch(corpus):
+  config = small.stage_config()
+  batch = first_batch(config, corpus)
+  # Rows must differ in how much they train on, or a mean of means would pass.
+  assert np.ptp(batch.loss_weights.sum(axis=1)) > 20
+  mesh = one_device(config)
+  whole = loss_and_grads(config, batch, mesh)
+  assert_close(loss_and_grads(config, batch, mesh, num_micro=4), whole)
+
+
+@pytest.mark.parametrize(
+  'axes',
+  [
+    {'fsdp': 8},
+    {'data': 2, 'fsdp': 2, 'context': 2},
+    {'fsdp': 4, 'tensor': 2},
+  ],
+  ids=str,
+)
+def test_loss_and_gradients_do_not_depend_on_the_mesh(corpus, axes):
+  config = small.stage_config(mesh=axes)
+  batch = first_batch(config, corpus)
+  expected = loss_and_grads(config, batch, one_device(small.stage_config()))
+  mesh = sharding.make_mesh(config.mesh)
+  assert_close(loss_and_grads(config, batch, mesh), expected)
+
+
+def test_two_and_two_steps_equal_four_bit_for_bit(corpus, tmp_path):
+  config = small.stage_config()
+  mesh = one_device(config)
+  whole = train(config, corpus, tmp_path / 'whole', mesh)
+  # What is there when a run is killed between its steps 3 and 4.
+  shutil.copytree(
+    tmp_path / 'whole/checkpoints/2', tmp_path / 'killed/checkpoints/2'
+  )
+  resumed = train(config, corpus, tmp_path / 'killed', mesh)
+  assert_equal_bits(resumed.state, whole.state)
+  assert [m['step'] for m in read_metrics(tmp_path / 'killed/metrics.jsonl')]
+
+
+def test_resuming_redoes_the_metrics_of_lost_steps_once(corpus, tmp_path):
+  config = small.stage_config()
+  mesh = one_device(config)
+  train(config, corpus, tmp_path, mesh)
+  shutil.rmtree(tmp_path / 'checkpoints/4')
+  before = read_metrics(tmp_path / 'metrics.jsonl')
+  train(config, corpus, tmp_path, mesh)
+  after = read_metrics(tmp_path / 'metrics.jsonl')
+  assert [m['step'] for m in after] == [0, 1, 2, 3]
+  assert [m['loss'] for m in after] == [m['loss'] for m in before]
+
+
+def test_training_lowers_the_loss(corpus, tmp_path):
+  config = small.stage_config(train={'steps': 30})
+  train(config, corpus, tmp_path, one_device(config))
+  losses = [m['loss'] for m in read_metrics(tmp_path / 'metrics.jsonl')]
+  assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 1
+
+
+def test_a_non_finite_loss_stops_the_run_and_saves_nothing_of_it(
+  corpus, tmp_path
+):
+  config = small.stage_config(
+    optimizer={'peak_lr': 1e30, 'clip_norm': 1e9, 'warmup_steps': 0},
+    checkpoint={'every_steps': 1},
+  )
+  mesh = one_device(config)
+  with pytest.raises(FloatingPointError) as failure:
+    train(config, corpus, tmp_path, mesh)
+  message = str(failure.value)
+  assert 'small: ' in message
+  assert 'at step ' in message
+  assert 'rows ' in message
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=2)
+  state, data, _ = checkpoints.restore_latest(init_state(config, mesh))
+  bad_step = int(message.split('at step ')[1].split(',')[0])
+  assert data.step <= bad_step
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_a_changed_corpus_is_refused(corpus, tmp_path):
+  config = small.stage_config()
+  mesh = one_device(config)
+  train(config, corpus, tmp_path / 'run', mesh)
+  other = small.corpus_config(heldout_frac=0.4)
+  changed = prepare_corpus(other, tmp_path / 'corpus', seed=0)
+  changed = changed._replace(tokenizer=corpus.tokenizer)
+  with pytest.raises(ConfigError, match='the corpus changed since step 4'):
+    train(config, changed, tmp_path / 'run', mesh)
+
+
+def test_sizes_that_do_not_fit_the_mesh_are_refused(corpus, tmp_path):
+  config = small.stage_config(data={'batch_size': 12}, mesh={'fsdp': 8})
+  mesh = sharding.make_mesh(config.mesh)
+  with pytest.raises(ConfigError, match=r'batch_size.*=12 .* 8 shards'):
+    train(config, corpus, tmp_path, mesh)
+  assert not list(tmp_path.iterdir())
+
+
+def test_the_seed_decides_the_initial_weights(corpus):
+  config = small.stage_config()
+  mesh = one_device(config)
+  again = init_state(config, mesh)
+  assert_equal_bits(again, init_state(config, mesh))
+  other = init_state(dataclasses.replace(config, seed=1), mesh)
+  assert not np.array_equal(
+    other.params['embedding'], again.params['embedding']
+  )
