@@ -85,10 +85,11 @@ def _parse(verb: str, argv: list[str], *, config: bool) -> flags.FlagValues:
 
 def _config_file(argv: list[str]) -> str:
   """The file that --config=FILE.py:options names, or ''."""
-  for flag, following in zip(argv, [*argv[1:], ''], strict=True):
+  for i, flag in enumerate(argv):
     name, equals, value = flag.partition('=')
     if name in ('--config', '-config'):
-      return (value if equals else following).partition(':')[0]
+      file = value if equals else ''.join(argv[i + 1 : i + 2])
+      return file.partition(':')[0]
   return ''
 
 
@@ -127,7 +128,9 @@ def _flag_error(error: Exception, verb: str, argv: list[str]) -> str:
 
 def _print_help(verb, values):
   print(USAGE)
-  print(f'\nflags of {verb}:{values.main_module_help()}')
+  print(f'\nflags of {verb}:')
+  for name in values:
+    print(f'  --{name}: {values[name].help}')
   raise SystemExit(0)
 
 

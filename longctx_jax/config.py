@@ -133,12 +133,15 @@ class DataConfig:
         raise ConfigError(
           f'mixture.{name}.weight must not be negative, got {source.weight}'
         )
-      if self.document_mask and getattr(source, 'planner', '') == 'interleave':
-        raise ConfigError(
-          f'mixture.{name}: chunk-interleaved rows (planner=interleave)'
-          ' cannot be trained under data.document_mask=True: the mask would cut'
-          ' the very links that interleaving makes. Set one of the two off'
-        )
+      if getattr(source, 'planner', '') != 'interleave':
+        continue
+      for field in ('document_mask', 'restart_positions'):
+        if getattr(self, field):
+          raise ConfigError(
+            f'mixture.{name}: chunk-interleaved rows (planner=interleave)'
+            f' cannot be trained under data.{field}=True: it would cut the very'
+            ' links that interleaving makes. Set one of the two off'
+          )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,19 +170,10 @@ class ModelConfig:
   scan_unroll: int = 1
 
   def __post_init__(self):
-    check_at_least(
-      self,
-      1,
-      'vocab_size',
-      'embed_dim',
-      'num_layers',
-      'num_heads',
-      'num_kv_heads',
-      'head_dim',
-      'hidden_dim',
-      'attention_block_len',
-      'loss_chunk_len',
-    )
+    check_at_least(self, 1, 'vocab_size', 'embed_dim', 'num_layers')
+    check_at_least(self, 1, 'num_heads', 'num_kv_heads', 'head_dim')
+    check_at_least(self, 1, 'hidden_dim', 'attention_block_len')
+    check_at_least(self, 1, 'loss_chunk_len')
     if self.scan_unroll != -1:
       check_at_least(self, 1, 'scan_unroll')
     if self.num_heads % self.num_kv_heads:

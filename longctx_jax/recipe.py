@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -24,7 +24,8 @@ from longctx_jax.config import (
 )
 from longctx_jax.data.prepare import Corpus, prepare_corpus
 from longctx_jax.evals.needle import mean_by_length
-from longctx_jax.evals.runner import evaluate
+from longctx_jax.evals.predict import Predictor
+from longctx_jax.evals.runner import evaluate, needle_grids
 from longctx_jax.optimizer import reset_schedule
 from longctx_jax.report import write_report
 from longctx_jax.train import TrainState, init_state, train
@@ -35,6 +36,13 @@ from longctx_jax.workdir import (
 )
 
 log = logging.getLogger(__name__)
+
+
+class Predecessor(NamedTuple):
+  """The stage before, and where it is."""
+
+  config: StageConfig
+  directory: Path
 
 
 def run_recipe(
@@ -60,8 +68,12 @@ def run_recipe(
   results = []
   for i, (stage, mesh) in enumerate(zip(stages, meshes, strict=True)):
     directory = stage_directory(workdir, i, stage.name)
-    before = stage_directory(workdir, i - 1, stages[i - 1].name) if i else None
-    results.append(run_stage(stage, corpus, directory, mesh, before))
+    before = Predecessor(
+      stages[i - 1], stage_directory(workdir, i - 1, stages[i - 1].name)
+    )
+    results.append(
+      run_stage(stage, corpus, directory, mesh, before if i else None)
+    )
     summary = summarise(stages[: i + 1], results)
     write_atomically(workdir / 'summary.json', json.dumps(summary, indent=2))
     write_report(stages[: i + 1], workdir)
@@ -90,14 +102,25 @@ def run_stage(
   corpus: Corpus,
   directory: Path,
   mesh: Mesh,
-  before: Path | None,
+  before: Predecessor | None,
 ) -> dict[str, Any]:
-  """Trains and evaluates one stage, or returns the results it has already."""
+  """Trains and evaluates one stage, or returns the results it has already.
+
+  Where the stage changes the RoPE of the weights that it takes over, the needle
+  test runs before training too: part of what looks like the stage's work is
+  done by the new RoPE alone.
+  """
   path = directory / 'results.json'
   if path.exists():
     log.info('%s: done before', stage.name)
     return json.loads(path.read_text())
   start = start_state(stage, corpus, mesh, before)
+  untrained = None
+  carries = stage.train.carry_over != 'none'
+  if before and carries and before.config.rope != stage.rope:
+    log.info('%s: RoPE changed, nothing trained yet:', stage.name)
+    predictor = Predictor(stage, start.params, mesh)
+    untrained = needle_grids(stage, predictor, corpus)
   trained = train(stage, corpus, directory, mesh, start)
   evals = evaluate(stage, trained.state.params, corpus, mesh)
   results = {
@@ -105,6 +128,7 @@ def run_stage(
     'steps': stage.train.steps,
     'tokens': stage.train.steps * stage.data.batch_size * stage.data.seq_len,
     'train_wall_s': trained.elapsed_s,
+    'needle_untrained': untrained,
     'evals': evals,
   }
   write_atomically(path, json.dumps(results, indent=2))
@@ -112,7 +136,7 @@ def run_stage(
 
 
 def start_state(
-  stage: StageConfig, corpus: Corpus, mesh: Mesh, before: Path | None
+  stage: StageConfig, corpus: Corpus, mesh: Mesh, before: Predecessor | None
 ) -> TrainState:
   """A fresh state, with what the stage takes over from the one before.
 
@@ -127,7 +151,9 @@ def start_state(
   carry_over = stage.train.carry_over
   if carry_over == 'none':
     return state
-  checkpoints = before / 'checkpoints' if before else stage.train.init_from
+  checkpoints = stage.train.init_from
+  if before:
+    checkpoints = before.directory / 'checkpoints'
   if not checkpoints:
     raise ConfigError(
       f'{stage.name}: train.carry_over={carry_over!r} needs a checkpoint to'
@@ -172,6 +198,9 @@ def summarise(
       'tokens': result['tokens'],
       'needle': mean_by_length(result['evals']['needle']['single']),
       'multi_needle': mean_by_length(result['evals']['needle']['multi']),
+      'needle_untrained': mean_by_length(
+        (result['needle_untrained'] or {}).get('single', {})
+      ),
       'val_loss': result['evals']['val_loss'],
       'synl': result['evals']['tables'],
     }

@@ -5,6 +5,7 @@ from outside and no script runs, so that the file can be mailed, printed and
 kept.
 """
 
+import dataclasses
 import json
 import math
 import statistics
@@ -108,8 +109,8 @@ def _page(runs, summary):
     'needle_means': [grid_mean(grid['single']) for grid in grids],
     'heatmaps': {
       kind: [
-        heatmap(run.config, grid[kind], short)
-        for run, grid in zip(runs, grids, strict=True)
+        heatmap(config, grid[kind], short)
+        for config, grid in _heatmap_grids(runs)
       ]
       for kind in ('single', 'multi')
     },
@@ -124,6 +125,16 @@ def _page(runs, summary):
     'differing': differing,
     'same': same,
   }
+
+
+def _heatmap_grids(runs):
+  """(config, grids) of each heatmap: after a stage, and on a new RoPE alone."""
+  for before, run in zip([None, *runs], runs, strict=False):
+    if untrained := run.results['needle_untrained']:
+      # What these weights were trained on so far.
+      name = f'{before.config.name} + RoPE of {run.config.name}'
+      yield dataclasses.replace(before.config, name=name), untrained
+    yield run.config, run.results['evals']['needle']
 
 
 # Numbers as text -------------------------------------------------------------

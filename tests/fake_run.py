@@ -51,6 +51,7 @@ def make_stage(
       'seq_len': seq_len,
       'batch_size': 2048 // seq_len,
       'document_mask': False,
+      'restart_positions': False,
       'mixture': mixture or {'text': TEXT},
     },
     rope={'base': rope_base},
@@ -118,6 +119,7 @@ def make_results(i, stage, rng):
     'steps': stage.train.steps,
     'tokens': stage.train.steps * 2048,
     'train_wall_s': 0.41 * stage.train.steps,
+    'needle_untrained': None,
     'evals': {
       'needle': {'single': grid(300 * i - 350), 'multi': grid(220 * i - 330)},
       'tables': {

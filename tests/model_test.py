@@ -25,11 +25,14 @@ CONFIG = dataclasses.replace(
   num_kv_heads=2,
   head_dim=4,
   hidden_dim=24,
-  attention_block_len=5,
+  attention_block_len=7,
 )
 ROPE = RopeConfig(10_000.0)
 SEGMENT_IDS = jnp.array([[1] * 4 + [2] * 6 + [0] * 2])
 POSITIONS = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 0, 0]])
+IDS = np.asarray(SEGMENT_IDS[0])
+# [T, S], by the definition in batch.py.
+SEEN = (IDS[:, None] == IDS) & (IDS[:, None] > 0) & np.tri(T, dtype=bool)
 # Each token occurs once, so a row of the embedding is one token's input.
 TOKENS = 3 + jnp.arange(T)[None]
 BATCH = TOKENS, SEGMENT_IDS, POSITIONS
@@ -40,16 +43,21 @@ def make(**changes):
   return graph_and_params(dataclasses.replace(CONFIG, **changes), ROPE)
 
 
-def draw_fn(**changes):
-  """seed -> parameters as the model itself draws them."""
-  config = dataclasses.replace(CONFIG, **changes)
+DRAWN = dataclasses.replace(
+  CONFIG,
+  vocab_size=512,
+  embed_dim=64,
+  hidden_dim=96,
+  head_dim=16,
+  block_init_scale=0.25,
+)
 
-  @jax.jit
-  def draw(seed):
-    model = Transformer(config, ROPE, rngs=nnx.Rngs(seed))
-    return nnx.to_pure_dict(nnx.state(model))
 
-  return draw
+@jax.jit
+def draw(key):
+  """Parameters as the model itself draws them, of config DRAWN."""
+  model = Transformer(DRAWN, ROPE, rngs=nnx.Rngs(key))
+  return nnx.to_pure_dict(nnx.state(model))
 
 
 def hidden(
@@ -95,11 +103,55 @@ def test_a_loss_depends_on_its_own_documents_past_and_on_nothing_else(
 
   jacobian = jax.jit(jax.jacrev(token_losses))(params['embedding'])
   influence = np.abs(jacobian[:, TOKENS[0]]).max(axis=-1)  # [T, S]
-  ids = np.asarray(SEGMENT_IDS[0])
-  seen = (ids[:, None] == ids) & (ids[:, None] > 0) & np.tri(T, dtype=bool)
-  seen |= np.eye(T, dtype=bool)  # padding sees itself, by the residual alone
+  # Padding sees itself, by the residual alone.
+  seen = SEEN | np.eye(T, dtype=bool)
   assert (influence[~seen] == 0).all()
   assert (influence[seen] > 0).all()
+
+
+def plain_model(params):
+  """[T, D] of row 0 in float64 numpy, token by token and head by head."""
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  H, half = CONFIG.head_dim, CONFIG.head_dim // 2
+
+  def norm(x, scale):
+    return x / np.sqrt((x**2).mean() + CONFIG.norm_eps) * scale
+
+  def rotate(x, t):
+    angle = int(POSITIONS[0, t]) * 10_000.0 ** (-2 * np.arange(half) / H)
+    a, b = x[:half], x[half:]
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin])
+
+  def attention(h, w):
+    out = np.zeros((T, CONFIG.num_heads, H))
+    for n in range(CONFIG.num_heads):
+      g = n // (CONFIG.num_heads // CONFIG.num_kv_heads)
+      q = [rotate(h[t] @ w['query'][:, n], t) for t in range(T)]
+      k = [rotate(h[t] @ w['key'][:, g], t) for t in range(T)]
+      for t in range(T):
+        seen = [s for s in range(T) if SEEN[t, s]]
+        e = np.exp([q[t] @ k[s] / np.sqrt(H) for s in seen])
+        for s, weight in zip(seen, e / e.sum(), strict=True):
+          out[t, n] += weight * (h[s] @ w['value'][:, g])
+    return np.einsum('TNH,NHD->TD', out, w['out'])
+
+  x = p['embedding'][np.asarray(TOKENS[0])]
+  for layer in range(CONFIG.num_layers):
+    w = jax.tree.map(lambda x, i=layer: x[i], p['blocks'])
+    h = np.stack([norm(r, w['attention_norm']['scale']) for r in x])
+    x = x + attention(h, w['attention'])
+    h = np.stack([norm(r, w['mlp_norm']['scale']) for r in x])
+    gate, up = h @ w['mlp']['gate'], h @ w['mlp']['up']
+    x = x + (gate / (1 + np.exp(-gate)) * up) @ w['mlp']['down']
+  return np.stack([norm(r, p['final_norm']['scale']) for r in x])
+
+
+def test_the_model_equals_a_plain_numpy_one():
+  graph, params = make()
+  np.testing.assert_allclose(
+    hidden(graph, params)[0], plain_model(params), rtol=1e-4, atol=1e-5
+  )
 
 
 def test_positions_matter_but_not_where_they_start():
@@ -143,7 +195,7 @@ def test_how_it_is_computed_changes_neither_loss_nor_gradients(changes):
 
 
 def test_remat_makes_again_what_it_does_not_keep():
-  """Counted in the backward pass: `dots` keeps the projections, not the rest."""
+  """Counted in the backward pass; `dots` keeps the projections."""
   counts = {}
   for remat in ('none', 'dots', 'full'):
     graph, params = make(remat=remat)
@@ -217,13 +269,7 @@ def test_parameter_count_is_that_of_the_formula(tied):
 
 
 def test_initial_weights_give_outputs_of_the_size_asked_for():
-  params = draw_fn(
-    vocab_size=512,
-    embed_dim=64,
-    hidden_dim=96,
-    head_dim=16,
-    block_init_scale=0.25,
-  )(0)
+  params = draw(jax.random.key(0))
   blocks = params['blocks']
   inputs_of = {
     'query': 64,
@@ -255,8 +301,7 @@ def test_initial_weights_give_outputs_of_the_size_asked_for():
 
 
 def test_no_two_tensors_or_layers_start_alike_and_seeds_repeat():
-  draw = draw_fn()
-  params, again, other = draw(0), draw(0), draw(1)
+  params, again, other = (draw(jax.random.key(seed)) for seed in (0, 0, 1))
   for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
     np.testing.assert_array_equal(a, b)
   layers = {**params['blocks']['attention'], **params['blocks']['mlp']}

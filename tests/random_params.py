@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -20,8 +21,8 @@ def graph_and_params(
   def one(path, leaf):
     values = rng.normal(size=leaf.shape)
     if path[-1].key == 'scale':
-      return np.asarray(1 + 0.1 * values, leaf.dtype)
-    return np.asarray(values * config.embed_dim**-0.5, leaf.dtype)
+      return jnp.asarray(1 + 0.1 * values, leaf.dtype)
+    return jnp.asarray(values * config.embed_dim**-0.5, leaf.dtype)
 
   shapes = nnx.to_pure_dict(nnx.state(shapes))
   return (

@@ -16,7 +16,7 @@ import pytest
 from longctx_jax.checkpoint import Checkpoints
 from longctx_jax.config import ConfigError, StageConfig
 from longctx_jax.config_from_dict import from_config_dict
-from longctx_jax.recipe import run_recipe, start_state
+from longctx_jax.recipe import Predecessor, run_recipe, start_state
 from longctx_jax.train import init_state, train
 from tests import small
 from tests.train_test import assert_equal_bits, one_device
@@ -38,6 +38,7 @@ def two_stages(**second):
     'data': {
       'seq_len': 256,
       'document_mask': False,
+      'restart_positions': False,
       'mixture': {'cip': long_rows},
     },
     'train': {'steps': 2, 'carry_over': 'weights'},
@@ -66,7 +67,9 @@ def test_a_stage_takes_over_what_it_says(corpus, tmp_path, carry_over):
   first, second = two_stages(train={'steps': 2, 'carry_over': carry_over})
   mesh = one_device(first)
   trained = train(first, corpus, tmp_path / 'first', mesh).state
-  start = start_state(second, corpus, mesh, tmp_path / 'first')
+  start = start_state(
+    second, corpus, mesh, Predecessor(first, tmp_path / 'first')
+  )
   assert_equal_bits(start.params, trained.params)
   assert int(start.step) == 0
   fresh = init_state(second, mesh)

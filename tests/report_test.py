@@ -118,6 +118,17 @@ def test_each_needle_percentage_stands_in_its_cell(write, num_stages):
       assert abs(int(mean) - (first + 14.5)) <= 0.5
 
 
+def test_a_new_rope_alone_has_a_heatmap_of_its_own(write):
+  def change(i, results):
+    if i == 1:
+      grid = distinct_grid(7)
+      results['needle_untrained'] = {'single': grid, 'multi': grid}
+
+  page = write(make_stages(), change)
+  alone = page.table('pretrain + RoPE of cip trained on rows of 128')
+  assert alone['rows'][2][:3] == ['0%', '7%', '12%']
+
+
 def test_lengths_beyond_the_training_length_are_marked(write):
   def change(i, results):
     # 100% where the stage was trained, half of it beyond.

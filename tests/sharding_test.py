@@ -26,12 +26,12 @@ from longctx_jax.sharding import (
 from tests import small
 from tests.random_params import graph_and_params
 
-B, T = 8, 16
+B, T = 8, 8
 CONFIG = dataclasses.replace(
   small.stage_config().model,
   vocab_size=32,
-  attention_block_len=6,
-  loss_chunk_len=24,
+  attention_block_len=5,
+  loss_chunk_len=20,
 )
 MESHES = {
   'fsdp=8': MeshConfig(fsdp=8),
@@ -53,7 +53,7 @@ def batch():
     tokens=rng.integers(0, 32, (B, T), np.int32),
     targets=rng.integers(0, 32, (B, T), np.int32),
     loss_weights=used.astype(np.float32),
-    segment_ids=np.where(used, 1 + (np.arange(T) >= 5), 0).astype(np.int32),
+    segment_ids=np.where(used, 1 + (np.arange(T) >= 3), 0).astype(np.int32),
     positions=np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)),
   )
 
@@ -129,7 +129,8 @@ def test_optimizer_moments_lie_where_their_parameters_lie(name):
     jax.tree.leaves(param_shardings(state, mesh)),
     strict=True,
   ):
-    if leaf.ndim == 0:
+    if leaf_name(path) not in specs:  # counters and Muon's coefficients
+      assert leaf.ndim <= 1
       assert sharding.is_fully_replicated
     elif leaf_name(path) != 'scale':
       assert (leaf.shape, sharding.spec) == specs[leaf_name(path)]
@@ -144,7 +145,7 @@ def test_a_batch_is_split_over_rows_and_positions():
   assert sharding.spec == P(('data', 'fsdp'), 'context')
   x = np.arange(B * T).reshape(B, T)
   placed = jax.device_put(jnp.asarray(x), sharding)
-  assert {s.data.shape for s in placed.addressable_shards} == {(2, 8)}
+  assert {s.data.shape for s in placed.addressable_shards} == {(2, 4)}
   np.testing.assert_array_equal(placed, x)
 
 

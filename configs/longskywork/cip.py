@@ -46,7 +46,7 @@ def get_config(arg: str = '') -> ConfigDict:
   if arg.tiny:
     c.data.seq_len, c.data.batch_size = 1024, 4
     c.data.mixture.interleaved.docs_per_row = 4
-    c.rope.base = 100_000.0
+    c.rope.base = 10_000.0
     c.mesh.context = 1
     c.optimizer.peak_lr = 3e-3
     c.optimizer.adam_peak_lr = 6e-3

@@ -52,18 +52,23 @@ def get_config(arg: str = '') -> ConfigDict:
   c.mesh.context = 8
   c.train.steps = 200  # "a mere 200 iterations" (abstract)
   if arg.tiny:
-    c.data.seq_len, c.data.batch_size = 1024, 4
-    c.data.mixture.tables.update(
-      {
-        'tasks': {'retrieve': 8.0, 'absent': 0.5, 'position': 0.5, 'sort': 0.5},
-        'layouts': {'plain': 8.0, 'markdown': 1.0, 'csv': 1.0, 'json': 1.0},
-        'num_columns': 3,
-        'min_len': 96,
-        'max_len': 1024,
-        'question_frac': 0.3,
-        'max_questions': 100,
-      }
-    )
+    c.data.seq_len, c.data.batch_size = 1024, 8
+    # Lists of words to look up are what so small a model can learn. With a
+    # tenth of the tables of every other task and layout, which it cannot, needle
+    # accuracy at 512 tokens fell from 45% to 5%.
+    c.data.mixture.tables = {
+      'kind': 'tables',
+      'weight': 0.8,
+      'tasks': {'retrieve': 1.0},
+      'layouts': {'plain': 1.0},
+      'num_columns': 2,
+      'min_len': 96,
+      'max_len': 1024,
+      'question_frac': 0.3,
+      'max_questions': 100,
+    }
+    # Raised again with the length, as ProLong does (arXiv:2410.02660, Table 9).
+    c.rope.base = 100_000.0
     c.mesh.context = 1
     c.optimizer.schedule = 'linear'
     c.optimizer.adam_peak_lr = 5e-3

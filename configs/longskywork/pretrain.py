@@ -25,7 +25,9 @@ def get_config(arg: str = '') -> ConfigDict:
     {
       # Give your own directory: --config.corpus.sources.text.path=DIR
       'sources': {
-        'text': {'kind': 'text_files', 'max_chars': 10**12, 'path': ''}
+        'text': {'kind': 'text_files', 'max_chars': 10**12, 'path': ''},
+        # What the instruction data of stage 3 is made from, beside the text.
+        'code': {'kind': 'packages', 'max_chars': 10**9},
       },
       'vocab_size': 65_536,  # Skywork-13B
       'heldout_frac': 0.001,  # ours

@@ -109,8 +109,8 @@ def _find_needles(
   """A paragraph with needles in it, each asked for."""
   for text in _paragraphs(document, max_chars):
     needles = draw_needles(rng, int(rng.integers(1, MAX_NEEDLES + 1)))
-    # Log-uniform, so that some haystacks are hardly more than their needles.
-    length = int(len(text) * np.exp(rng.uniform(np.log(0.05), 0)))
+    # Some haystacks are hardly more than their needles.
+    length = int(len(text) * rng.uniform(0.05, 1))
     words = re.findall(r'\s*\S+', text[:length])
     places = rng.integers(0, len(words) + 1, len(needles)).tolist()
     hidden = [[needle.sentence] for needle in needles]

@@ -181,7 +181,7 @@ def _conversations(
     name: source.kind in ('stdlib', 'packages')
     for name, source in config.sources.items()
   }
-  kept, too_long = 0, Counter()
+  kept, too_long = Counter(), Counter()
   max_chars = CHARS_PER_TOKEN * config.max_conversation_len
   for k, (kind, count) in enumerate(sorted(config.conversations.items())):
     from_code = kind in FROM_CODE
@@ -191,15 +191,17 @@ def _conversations(
     for i, turns in enumerate(made):
       tokens, mask = encode_conversation(tokenizer, turns)
       if len(tokens) <= config.max_conversation_len:
-        kept += 1
+        kept[kind] += 1
         yield StoredDocument(f'{kind}/{i}', kind, tokens, mask)
       else:
         too_long[kind] += 1
-  if too_long:
+  for kind, count in sorted(config.conversations.items()):
     log.info(
-      'corpus: conversations above max_conversation_len=%d left out: %s',
-      config.max_conversation_len,
-      ', '.join(f'{n} {kind}' for kind, n in sorted(too_long.items())),
+      'corpus: %d of %d conversations of kind %s; %d were too long',
+      kept[kind],
+      count,
+      kind,
+      too_long[kind],
     )
   if not kept:
     raise ConfigError(

@@ -141,6 +141,11 @@ class SyntheticTableRows:
     self._config, self._tokenizer = config, tokenizer
     self._row_len, self._seed = row_len, seed
     self.fingerprint = synthetic_tables.fingerprint()
+    # A task or layout that does not exist comes up now, not in a reader thread.
+    try:
+      self.row(0)
+    except ValueError as error:
+      raise ConfigError(f'data.mixture, tables: {error}') from error
 
   def row(self, i: int) -> Row:
     """Tables of log-uniform lengths until the row is full; none is cut."""
@@ -180,22 +185,32 @@ def make_table_conversation(
   """
   layout = synthetic_tables.draw_layout(rng, config.layouts)
   num_rows = synthetic_tables.estimate_rows(
-    layout, config.num_columns, 3 * length
+    layout, config.num_columns, 2 * length
   )
+  for _ in range(3):
+    made = _table_of(rng, tokenizer, config, layout, num_rows)
+    used = len(made.encoded[0])
+    if 0.9 * length < used <= length:
+      return made
+    num_rows = max(1, int(0.97 * num_rows * length / used))
+  # Larger tables have longer keys, so some lengths cannot be met: stay below.
   while True:
-    asked = math.ceil(config.question_frac * num_rows)
-    table, questions = synthetic_tables.make_conversation(
-      rng,
-      tasks=config.tasks,
-      layouts={layout: 1.0},
-      num_rows=num_rows,
-      num_questions=min(asked, config.max_questions),
-      num_columns=config.num_columns,
-    )
-    turns = synthetic_tables.conversation_turns(table, questions)
-    conversation = encode_conversation(tokenizer, turns)
-    used = len(conversation[0])
-    if used <= length or num_rows == 1:
-      return TableConversation(table, questions, turns, conversation)
-    # The first guess is generous; the second is nearly right.
-    num_rows = max(1, min(num_rows - 1, int(num_rows * 0.98 * length / used)))
+    made = _table_of(rng, tokenizer, config, layout, num_rows)
+    if len(made.encoded[0]) <= length or num_rows == 1:
+      return made
+    num_rows = max(1, int(0.9 * num_rows))
+
+
+def _table_of(rng, tokenizer, config, layout, num_rows):
+  asked = math.ceil(config.question_frac * num_rows)
+  table, questions = synthetic_tables.make_conversation(
+    rng,
+    tasks=config.tasks,
+    layouts={layout: 1.0},
+    num_rows=num_rows,
+    num_questions=min(asked, config.max_questions),
+    num_columns=config.num_columns,
+  )
+  turns = synthetic_tables.conversation_turns(table, questions)
+  encoded = encode_conversation(tokenizer, turns)
+  return TableConversation(table, questions, turns, encoded)

@@ -50,10 +50,12 @@ class Predictor:
     """For each row of tokens [T]: losses [T - 1] and predictions [T - 1].
 
     Entry t is about token t + 1, given those up to t. Rows are padded to the
-    next power of two of the longest, so that few shapes are compiled: bring
-    together rows of similar lengths.
+    next power of two, or multiple of 8,192, of the longest, so that few shapes
+    are compiled: bring together rows of similar lengths.
     """
-    T = 1 << (max(len(row) for row in rows) - 1).bit_length()
+    longest = max(len(row) for row in rows)
+    T = 1 << (longest - 1).bit_length()
+    T = min(T, longest + -longest % 8192)
     T += -T % self._mesh.shape['context']
     batch_size = max(self._batch_tokens // T, 1)
     batch_size += -batch_size % self._multiple

@@ -24,24 +24,7 @@ def evaluate(
   """Needle grids, table accuracies and validation losses, ready for JSON."""
   began = time.monotonic()
   evals, predictor = config.evals, Predictor(config, params, mesh)
-  haystack = haystack_tokens(corpus.heldout)
-  grids = {
-    name: needle_grid(
-      predictor,
-      corpus.tokenizer,
-      haystack,
-      evals.needle,
-      num_needles=num_needles,
-      seed=config.seed,
-    )
-    for name, num_needles in (
-      ('single', 1),
-      ('multi', evals.needle.num_needles),
-    )
-  }
-  for name, grid in grids.items():
-    shown = [f'{n}: {100 * x:.0f}%' for n, x in mean_by_length(grid).items()]
-    log.info('%s: %s needle %s', config.name, name, ', '.join(shown))
+  grids = needle_grids(config, predictor, corpus)
   tables = table_accuracy(
     predictor,
     corpus.tokenizer,
@@ -64,6 +47,28 @@ def evaluate(
     'val_loss_by_position': by_position,
     'wall_s': time.monotonic() - began,
   }
+
+
+def needle_grids(
+  config: StageConfig, predictor: Predictor, corpus: Corpus
+) -> dict[str, dict[str, dict[str, float]]]:
+  """The single- and the multi-needle grid, and a line of each in the log."""
+  grids = {}
+  haystack = haystack_tokens(corpus.heldout)
+  needle = config.evals.needle
+  for name, num_needles in (('single', 1), ('multi', needle.num_needles)):
+    grids[name] = needle_grid(
+      predictor,
+      corpus.tokenizer,
+      haystack,
+      needle,
+      num_needles=num_needles,
+      seed=config.seed,
+    )
+    means = mean_by_length(grids[name]).items()
+    shown = ', '.join(f'{length}: {100 * x:.0f}%' for length, x in means)
+    log.info('%s: %s needle %s', config.name, name, shown)
+  return grids
 
 
 def haystack_tokens(store: DocumentStore) -> np.ndarray:

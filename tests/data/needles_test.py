@@ -41,4 +41,5 @@ def test_a_needle_answers_its_own_question_alone():
     assert needle.answer.split()[0] == key
     assert needle.question == f'What is the magic word of {key}'
   assert len({needle.question for needle in needles}) == 40
-  assert len({needle.answer for needle in needles}) == 40
+  # Values differ too: a wrong needle's value is a wrong answer.
+  assert len({needle.answer.split()[-1] for needle in needles}) == 40

@@ -94,7 +94,7 @@ def test_a_domain_that_is_not_there_is_named_with_those_that_are(corpus):
   source = dataclasses.replace(CONCAT, domains=('docs', 'poems'))
   with pytest.raises(ConfigError, match=r'of poems .* has code, docs'):
     StoredRows.of_documents(corpus.documents, source, ROW_LEN, (0, 0))
-  with pytest.raises(ConfigError, match=r'of define .* has needle'):
+  with pytest.raises(ConfigError, match=r'of define .* which has'):
     StoredRows.of_conversations(
       corpus.conversations, ('define',), ROW_LEN, (0, 0)
     )
@@ -135,9 +135,17 @@ def test_a_table_too_large_for_any_row_is_a_clear_error(corpus):
   tables = dataclasses.replace(
     TABLES, layouts={'json': 1.0}, num_columns=9, min_len=32, max_len=40
   )
-  rows = SyntheticTableRows(tables, corpus.tokenizer, 40, (0, 0))
   with pytest.raises(ConfigError, match='fits into 40 tokens: raise'):
-    rows.row(0)
+    SyntheticTableRows(tables, corpus.tokenizer, 40, (0, 0))
+
+
+@pytest.mark.parametrize(
+  'changes', [{'tasks': {'lookup': 1.0}}, {'layouts': {'html': 1.0}}], ids=str
+)
+def test_an_unknown_task_or_layout_is_refused_before_any_row(corpus, changes):
+  tables = dataclasses.replace(TABLES, **changes)
+  with pytest.raises(ConfigError, match=r'mixture, tables: .*unknown'):
+    SyntheticTableRows(tables, corpus.tokenizer, ROW_LEN, (0, 0))
 
 
 @pytest.mark.parametrize('layout', ['plain', 'markdown', 'csv', 'json'])

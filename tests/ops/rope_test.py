@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from longctx_jax.ops.rope import apply_rope, rope_frequencies
 
@@ -231,5 +232,5 @@ def test_errors_name_the_numbers(arguments, says):
 
 def test_frequencies_of_another_head_width_are_refused():
   frequencies = jnp.asarray(rope_frequencies(2 * H, 1e4)[0])
-  with pytest.raises(TypeError):
+  with pytest.raises(TypeCheckError):
     apply_rope(random((1, 3, 1, H), 0), jnp.zeros((1, 3), int), frequencies)
