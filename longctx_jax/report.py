@@ -128,9 +128,13 @@ def _page(runs, summary):
 
 
 def _heatmap_grids(runs):
-  """(config, grids) of each heatmap: after a stage, and on a new RoPE alone."""
+  """(config, grids) of each heatmap: after a stage, and on a new RoPE alone.
+
+  The latter only where there is something to find.
+  """
   for before, run in zip([None, *runs], runs, strict=False):
-    if untrained := run.results['needle_untrained']:
+    untrained = run.results['needle_untrained']
+    if untrained and grid_mean(untrained['single']) > 0:
       # What these weights were trained on so far.
       name = f'{before.config.name} + RoPE of {run.config.name}'
       yield dataclasses.replace(before.config, name=name), untrained

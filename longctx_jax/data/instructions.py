@@ -2,7 +2,7 @@
 
 The paper's own SFT data is not public; these kinds are ours, chosen because
 their answers can be read off real text: code and docstrings from Python
-sources, questions about a paragraph, and needles in a paragraph.
+sources, questions about a paragraph, and needles in a stretch of any text.
 """
 
 import ast
@@ -106,12 +106,13 @@ def _extract(
 def _find_needles(
   document: Document, rng: np.random.Generator, max_chars: int
 ) -> Iterator[Turns]:
-  """A paragraph with needles in it, each asked for."""
-  for text in _paragraphs(document, max_chars):
+  """A stretch of text as it stands, with needles in it, each asked for."""
+  first = int(rng.integers(max_chars))
+  for start in range(first, len(document.text) - max_chars, max_chars):
     needles = draw_needles(rng, int(rng.integers(1, MAX_NEEDLES + 1)))
     # Some haystacks are hardly more than their needles.
-    length = int(len(text) * rng.uniform(0.05, 1))
-    words = re.findall(r'\s*\S+', text[:length])
+    length = int(max_chars * rng.uniform(0.05, 1))
+    words = re.findall(r'\s*\S+', document.text[start : start + length])
     places = rng.integers(0, len(words) + 1, len(needles)).tolist()
     hidden = [[needle.sentence] for needle in needles]
     haystack = ''.join(hide_needles(words, hidden, places)).strip()
@@ -120,7 +121,7 @@ def _find_needles(
     yield [(f'{haystack}\n {turns[0][0]}', turns[0][1]), *turns[1:]]
 
 
-# Kind of conversation -> (documents it can be made from, how).
+# Kind of conversation -> how it is made, and from which documents.
 KINDS: dict[str, Maker] = {
   'write_function': _write_function,
   'define': _define,
@@ -128,6 +129,7 @@ KINDS: dict[str, Maker] = {
   'needle': _find_needles,
 }
 FROM_CODE = ('write_function', 'define')
+FROM_PROSE = ('extract',)  # the others are made from any document
 
 
 def make_conversations(

@@ -24,7 +24,11 @@ from longctx_jax.config import ConfigError, CorpusConfig
 from longctx_jax.data import synthetic_tables
 from longctx_jax.data.chat import encode_conversation
 from longctx_jax.data.documents import Document, is_heldout, read_documents
-from longctx_jax.data.instructions import FROM_CODE, make_conversations
+from longctx_jax.data.instructions import (
+  FROM_CODE,
+  FROM_PROSE,
+  make_conversations,
+)
 from longctx_jax.data.store import (
   DocumentStore,
   StoredDocument,
@@ -184,8 +188,11 @@ def _conversations(
   kept, too_long = Counter(), Counter()
   max_chars = CHARS_PER_TOKEN * config.max_conversation_len
   for k, (kind, count) in enumerate(sorted(config.conversations.items())):
-    from_code = kind in FROM_CODE
-    used = [d for d in documents if is_code[d.domain] == from_code]
+    used = [
+      document
+      for document in documents
+      if kind not in (FROM_PROSE if is_code[document.domain] else FROM_CODE)
+    ]
     rng = np.random.default_rng((seed, k))
     made = make_conversations(kind, used, count, rng, max_chars=max_chars)
     for i, turns in enumerate(made):
@@ -208,5 +215,6 @@ def _conversations(
       f'corpus.conversations={config.conversations}: none could be made of at'
       f' most corpus.max_conversation_len={config.max_conversation_len} tokens'
       f' ({too_long.total()} are longer). {" and ".join(FROM_CODE)} need a'
-      ' source of kind stdlib or packages, the others one of another kind'
+      f' source of kind stdlib or packages, {" and ".join(FROM_PROSE)} one of'
+      ' another kind'
     )

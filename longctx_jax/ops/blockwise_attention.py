@@ -41,7 +41,7 @@ def blockwise_attention(
   block_len = max(block_len, -(-T // MAX_BLOCKS))
   heads_first = functools.partial(jnp.einsum, 'BTKGH->BKGTH')
   out = _attend(
-    heads_first(q.reshape(B, T, K, N // K, H) * H**-0.5),
+    heads_first(q.reshape(B, T, K, N // K, H)),
     jnp.swapaxes(k, 1, 2),
     jnp.swapaxes(v, 1, 2),
     segment_ids,
@@ -62,7 +62,10 @@ def _query_blocks(T, block_len):
 
 
 def _scores(q_block, k, segment_ids, start, stop):
-  """Float32 scores [B, K, G, C, stop] of queries start..stop, masked."""
+  """Float32 scores [B, K, G, C, stop] of queries start..stop, masked.
+
+  They are scaled here, in float32: scaled bfloat16 queries round once more.
+  """
   scores = jnp.einsum(
     'BKGCH,BKSH->BKGCS',
     q_block,
@@ -73,7 +76,11 @@ def _scores(q_block, k, segment_ids, start, stop):
   mask = (queries == segment_ids[:, None, :stop]) & (queries > 0)
   causal = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
   mask &= causal[None]
-  return jnp.where(mask[:, None, None], scores, MASKED)
+  return jnp.where(mask[:, None, None], scores * _scale(q_block), MASKED)
+
+
+def _scale(q):
+  return q.shape[-1] ** -0.5
 
 
 def _forward(q, k, v, segment_ids, block_len):
@@ -121,7 +128,7 @@ def _backward(block_len, residuals, d_out):
       v[:, :, :stop],
       preferred_element_type=jnp.float32,
     )
-    d_scores = weights * (d_weights - delta[block])
+    d_scores = weights * (d_weights - delta[block]) * _scale(q)
     dqs.append(
       jnp.einsum(
         'BKGCS,BKSH->BKGCH',

@@ -170,7 +170,7 @@ def test_every_needle_is_in_its_haystack_with_its_answer(prose):
   assert len(made) == 300
   assert {len(turns) for turns in made} == {1, 2, 3, 4, 5}
   for turns in made:
-    haystack, first = turns[0][0].split('\n ')
+    haystack, first = turns[0][0].rsplit('\n ', 1)
     questions = [first, *(user for user, _ in turns[1:])]
     assert haystack.count('The magic word:') == len(turns)
     for question, (_, answer) in zip(questions, turns, strict=True):
@@ -180,7 +180,7 @@ def test_every_needle_is_in_its_haystack_with_its_answer(prose):
 
 
 def test_needles_go_over_the_documents_until_there_are_enough():
-  text = 'some words here ' * 20
+  text = 'some words here ' * 300
   assert len(conversations('needle', text, count=7)) == 7
   assert conversations('needle', 'too short', count=7) == []
   assert len(conversations('extract', ' '.join(map(str, range(99))), 7)) == 1

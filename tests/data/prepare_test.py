@@ -245,14 +245,14 @@ def test_a_given_tokenizer_is_kept_and_must_not_be_larger(
     prepare_corpus(config, tmp_path / 'd', seed=0)
 
 
-def test_definitions_come_from_code_and_needles_from_text(tmp_path):
-  config = small.corpus_config(conversations={'define': 40, 'needle': 10})
+def test_definitions_come_from_code_and_extracts_from_prose(tmp_path):
+  config = small.corpus_config(conversations={'define': 40, 'extract': 10})
   made = prepare_corpus(config, tmp_path / 'c', seed=0).conversations
-  assert set(made.domains) == {'define', 'needle'}
+  assert set(made.domains) == {'define', 'extract'}
   assert len(set(made.names)) == len(made.names)
   config = small.corpus_config(
     sources={'code': small.CORPUS['sources']['code']},
-    conversations={'needle': 10},
+    conversations={'extract': 10},
   )
   with pytest.raises(ConfigError, match='none could be made'):
     prepare_corpus(config, tmp_path / 'd', seed=0)
