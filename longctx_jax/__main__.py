@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -202,6 +203,9 @@ def main() -> None:
     force=True,  # libraries that are imported have set up handlers of their own
   )
   logging.getLogger('longctx_jax').setLevel(logging.INFO)
+  # With several virtual CPU devices on few cores, two steps in flight deadlock
+  # XLA's collectives. Batches are read ahead by threads either way.
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
   try:
     VERBS[verb](rest)
   except USER_ERRORS as error:

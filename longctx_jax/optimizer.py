@@ -42,7 +42,8 @@ def make_optimizer(
   """Global-norm clipping, then AdamW or Muon with decoupled weight decay.
 
   Muon (optax.contrib.muon) takes the matrices inside the layers; embeddings,
-  unembedding and norms go to Adam at `adam_peak_lr`. Norm scales never decay.
+  unembedding and norms go to Adam at `adam_peak_lr`, without weight decay. With
+  AdamW all but the norm scales decay.
   """
   schedule = make_schedule(config, config.peak_lr, steps)
   if config.name == 'adamw':

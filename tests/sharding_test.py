@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from longctx_jax.batch import Batch
 from longctx_jax.config import ConfigError, MeshConfig, RopeConfig
 from longctx_jax.loss import loss_sum_and_weight
+from longctx_jax.ops.cross_entropy import cross_entropy_sum
 from longctx_jax.optimizer import make_optimizer
 from longctx_jax.sharding import (
   PARAM_SPECS,
@@ -84,6 +85,29 @@ def test_sharded_loss_and_gradients_equal_one_device(mesh):
     jax.tree.leaves(got), jax.tree.leaves(on_one_device()), strict=True
   ):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize('axis', ['fsdp', 'context'])
+def test_the_loss_is_shared_out_over_rows_and_over_positions(axis):
+  width, vocab, chunk_len = 16, 64, 64
+  x = jax.ShapeDtypeStruct((8, 64, width), jnp.float32)
+  unembedding = jax.ShapeDtypeStruct((width, vocab), jnp.float32)
+  ints = jax.ShapeDtypeStruct((8, 64), jnp.int32)
+  weights = jax.ShapeDtypeStruct((8, 64), jnp.float32)
+
+  def flops(mesh):
+    spec = batch_sharding(mesh)
+    whole = jax.NamedSharding(mesh, P())
+    run = jax.jit(
+      functools.partial(cross_entropy_sum, chunk_len=chunk_len),
+      in_shardings=(spec, whole, spec, spec),
+    )
+    compiled = run.lower(x, unembedding, ints, weights).compile()
+    return compiled.cost_analysis()['flops']  # of one device
+
+  one = flops(make_mesh(MeshConfig(), jax.devices()[:1]))
+  eight = flops(make_mesh(MeshConfig(**{'fsdp': 1, axis: 8})))
+  assert eight < one / 6
 
 
 def test_every_matrix_has_a_rule_that_splits_it_over_fsdp_and_tensor():

@@ -27,7 +27,8 @@ def cross_entropy_sum(
 ) -> Float[Array, '']:
   """Sum over tokens of weight * -log softmax(x @ unembedding)[target], float32.
 
-  No gradient flows to `weights`.
+  `chunk_len` counts the tokens, of all rows together, whose logits live at
+  once. No gradient flows to `weights`.
   """
   return _loss_sum(
     *_chunked(x, targets, weights, chunk_len=chunk_len), unembedding
@@ -53,35 +54,42 @@ def token_losses_and_predictions(
     return losses, jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
   losses, predictions = jax.lax.map(one_chunk, (x, targets))
-  return (
-    losses.reshape(-1)[: B * T].reshape(B, T),
-    predictions.reshape(-1)[: B * T].reshape(B, T),
-  )
+
+  def whole(chunks):
+    return jnp.moveaxis(chunks, 0, 2).reshape(B, -1)[:, :T]
+
+  return whole(losses), whole(predictions)
 
 
 def _chunked(x, targets, weights, *, chunk_len):
-  """[B, T, ...] arrays as [num_chunks, C, ...]; padding has weight 0."""
-  num_tokens = targets.size
-  chunk_len = min(chunk_len, num_tokens)
-  padding = -num_tokens % chunk_len
+  """[B, T, ...] arrays as [num_chunks, B, C, ...]; padding has weight 0.
 
-  def split(array, *width):
-    array = array.reshape(num_tokens, *width)
-    array = jnp.pad(array, ((0, padding),) + ((0, 0),) * len(width))
-    return array.reshape(-1, chunk_len, *width)
+  Chunk i of T = 6, three chunks: positions i and i + 3 of every row. So each
+  chunk is spread over the mesh as the whole is, rows and positions alike.
+  """
+  B, T = targets.shape
+  num_chunks = -(-T // max(min(chunk_len // B, T), 1))
+  padding = -T % num_chunks
 
-  return split(x, x.shape[-1]), split(targets), split(weights)
+  def split(array):
+    array = jnp.pad(
+      array, ((0, 0), (0, padding)) + ((0, 0),) * (array.ndim - 2)
+    )
+    array = array.reshape(B, -1, num_chunks, *array.shape[2:])
+    return jnp.moveaxis(array, 2, 0)
+
+  return split(x), split(targets), split(weights)
 
 
 def _logits(x, unembedding):
   return jnp.einsum(
-    'CD,DV->CV', x, unembedding, preferred_element_type=jnp.float32
+    'BCD,DV->BCV', x, unembedding, preferred_element_type=jnp.float32
   )
 
 
 def _losses(logits, targets):
-  target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-  return jax.nn.logsumexp(logits, axis=-1) - target_logits
+  target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+  return jax.nn.logsumexp(logits, axis=-1) - target_logits[..., 0]
 
 
 @functools.partial(jax.custom_vjp)
@@ -103,9 +111,9 @@ def _forward(x, targets, weights, unembedding):
     losses = _losses(logits, targets)
     d_logits = jax.nn.softmax(logits, axis=-1)
     d_logits -= jax.nn.one_hot(targets, logits.shape[-1], dtype=jnp.float32)
-    d_logits *= weights[:, None]
-    dx = jnp.einsum('CV,DV->CD', d_logits, unembedding)
-    d_unembedding += jnp.einsum('CD,CV->DV', x, d_logits)
+    d_logits *= weights[..., None]
+    dx = jnp.einsum('BCV,DV->BCD', d_logits, unembedding)
+    d_unembedding += jnp.einsum('BCD,BCV->DV', x, d_logits)
     return (total + jnp.sum(losses * weights), d_unembedding), dx
 
   zero = jnp.zeros(unembedding.shape, jnp.float32)
