@@ -45,8 +45,8 @@ def recipe_from_stages(stages: dict[str, ConfigDict]) -> ConfigDict:
 def shrink_to_laptop(config: ConfigDict) -> None:
   """Model, corpus and evaluations that two CPU cores train in minutes.
 
-  Everything here is ours. The width, the vocabulary and the optimizer are what
-  learned to retrieve soonest in experiments on two cores.
+  Everything here is ours: what learned to look things up soonest in experiments
+  on two cores. Muon did at these settings where Adam had not.
   """
   config.source = f'{config.source}, laptop size'
   config.corpus = ConfigDict(
@@ -74,15 +74,15 @@ def shrink_to_laptop(config: ConfigDict) -> None:
   config.model.update(
     {
       'vocab_size': 2048,
-      'embed_dim': 64,
+      'embed_dim': 128,
       'num_layers': 2,
       'num_heads': 4,
       'num_kv_heads': 4,
-      'head_dim': 16,
-      'hidden_dim': 128,
+      'head_dim': 32,
+      'hidden_dim': 256,
       'compute_dtype': 'float32',
-      # From small kernels the layers learn to match keys within 300 steps;
-      # from 1 / sqrt(inputs) they had not after 3,000.
+      # From small kernels the layers learn to match keys at once: lists of
+      # three words, 400 steps of 1,024 tokens, accuracy 1.00 against 0.31.
       'block_init_scale': 0.2,
       'remat': 'none',
       'scan_unroll': -1,
@@ -91,15 +91,15 @@ def shrink_to_laptop(config: ConfigDict) -> None:
   config.evals = ConfigDict(
     {
       'needle': {
-        'lengths': (128, 256, 512, 768, 1024, 2048),
+        'lengths': (128, 256, 512, 768, 1024, 1536),
         'num_depths': 5,
         'samples': 8,
         'num_needles': 4,
       },
       'table_lengths': (128, 1024),
-      'table_samples': 16,
+      'table_samples': 8,
       'validation_len': 1024,
-      'validation_rows': 64,
+      'validation_rows': 32,
       'batch_tokens': 16_384,
     }
   )

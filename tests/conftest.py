@@ -4,6 +4,8 @@ import os
 import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Tests compile much and compute little: half the time is the optimiser's.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 import jax
 import numpy as np
@@ -17,14 +19,15 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Two programs with collectives in flight on two cores deadlock XLA's CPU
 # backend, so a step is waited for before the next one starts.
 jax.config.update('jax_cpu_enable_async_dispatch', False)
-# The same small programs are compiled by many tests: once a machine is enough.
-jax.config.update('jax_compilation_cache_dir', tempfile.mkdtemp())
+# Many tests compile the same small programs: once a session is enough.
+COMPILED = tempfile.TemporaryDirectory()
+jax.config.update('jax_compilation_cache_dir', COMPILED.name)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 @pytest.fixture(scope='session')
 def corpus(tmp_path_factory):
-  """A corpus of some standard-library text, with a 512-piece tokenizer."""
+  """A corpus of some standard-library text, with a 768-piece tokenizer."""
   config = small.corpus_config()
   return prepare_corpus(config, tmp_path_factory.mktemp('run') / 'c', seed=0)
 

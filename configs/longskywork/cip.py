@@ -50,6 +50,6 @@ def get_config(arg: str = '') -> ConfigDict:
     c.mesh.context = 1
     c.optimizer.peak_lr = 3e-3
     c.optimizer.adam_peak_lr = 6e-3
-    c.train.steps = 60
-    c.checkpoint.every_steps = 30
+    c.train.steps = 40
+    c.checkpoint.every_steps = 20
   return c

@@ -132,6 +132,6 @@ def get_config(arg: str = '') -> ConfigDict:
       }
     )
     c.rope.base = 1000.0
-    c.train.steps = 300
+    c.train.steps = 200
     c.checkpoint.every_steps = 100
   return c

@@ -1,6 +1,6 @@
 """LongSkywork, all four stages (arXiv:2406.00605).
 
-`:tiny` trains a 0.8M-parameter model from scratch on real text, on two CPU
+`:tiny` trains a 0.85M-parameter model from scratch on real text, on two CPU
 cores: the laptop version of the paper's question, whether long SFT on synthetic
 tables carries a skill learned on short texts to long ones.
 
