@@ -2,4 +2,4 @@
 # Sets up .venv with the [dev] extra and runs the tests.
 # Usage: bash launch/test.sh [pytest arguments]     (-m '' runs the slow ones too)
 . "$(dirname "$0")/environment.sh" dev
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n 2 "$@"

@@ -203,6 +203,8 @@ def main() -> None:
     force=True,  # libraries that are imported have set up handlers of their own
   )
   logging.getLogger('longctx_jax').setLevel(logging.INFO)
+  # Orbax logs the tracebacks of what it raises; our one line says it.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
   # With several virtual CPU devices on few cores, two steps in flight deadlock
   # XLA's collectives. Batches are read ahead by threads either way.
   jax.config.update('jax_cpu_enable_async_dispatch', False)

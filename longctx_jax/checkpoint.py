@@ -8,6 +8,7 @@ taken.
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,9 +82,12 @@ class Checkpoints:
     try:
       write()
     except Exception as error:
+      for unfinished in self.directory.glob('*.orbax-checkpoint-tmp'):
+        shutil.rmtree(unfinished, ignore_errors=True)
+      good = f'step {max(self.steps())}' if self.steps() else 'none'
       raise CheckpointError(
         f'could not write a checkpoint to {self.directory}: {_reason(error)}.'
-        f' The last good one is step {max(self.steps(), default=None)}'
+        f' Last good checkpoint: {good}'
       ) from error
 
   def steps(self) -> list[int]:
@@ -194,6 +198,8 @@ def _verify(state, meta):
 
 def _reason(error: Exception) -> str:
   text = str(error).strip() or type(error).__name__
+  if 'No space left on device' in text:
+    return 'no space left on the device'
   return text.splitlines()[0][:300]
 
 

@@ -34,7 +34,7 @@ def stages_of(config: ConfigDict) -> tuple[StageConfig, ...]:
 
 def make_small(config: ConfigDict) -> None:
   """Keeps model, optimizer and rows as they are; shrinks what takes time."""
-  config.corpus.sources.pop('books')  # needs the network
+  del config.corpus.sources.books  # needs the network
   for source in config.corpus.sources.values():
     source.max_chars = 150_000
   config.corpus.conversations = ConfigDict(
