@@ -21,7 +21,9 @@ FILES = sorted(
 def load(path: Path, option: str) -> ConfigDict:
   """The config as the command line makes it."""
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=values)
+  config_flags.DEFINE_config_file(
+    'config', lock_config=False, flag_values=values
+  )
   values(['test', f'--config={ROOT / path}{option}'])
   return values.config
 
@@ -59,6 +61,8 @@ def make_small(config: ConfigDict) -> None:
   stages = config.stages.values() if 'stages' in config else [config]
   for stage in stages:
     stage.train.steps = 2
+    # Eight devices, however few rows a batch has.
+    stage.mesh = ConfigDict({'data': 1, 'fsdp': 4, 'context': 2, 'tensor': 1})
     if 'stages' not in config:
       stage.train.carry_over = 'none'
 

@@ -36,18 +36,18 @@ def get_config(arg: str = '') -> ConfigDict:
       {
         kind: {'kind': 'conversations', 'weight': w, 'conversations': (kind,)}
         for kind, w in (
-          ('needle', 0.5),
-          ('extract', 0.1),
+          ('needle', 0.25),
+          ('extract', 0.05),
           ('write_function', 0.05),
           ('define', 0.05),
         )
       }
     )
     # Short lists, every line asked for: dense enough for so small a model to
-    # learn looking up at all.
+    # learn looking up. At half this weight one run in two did not.
     c.data.mixture.lists = {
       'kind': 'tables',
-      'weight': 0.3,
+      'weight': 0.6,
       'tasks': {'retrieve': 1.0},
       'layouts': {'plain': 1.0},
       'num_columns': 2,
@@ -56,7 +56,6 @@ def get_config(arg: str = '') -> ConfigDict:
       'question_frac': 1.0,
       'max_questions': 100,
     }
-    c.optimizer.schedule = 'linear'
     c.optimizer.peak_lr = 5e-3
     c.optimizer.adam_peak_lr = 1e-2
     c.train.steps = 1200
