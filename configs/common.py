@@ -55,7 +55,7 @@ def shrink_to_laptop(config: ConfigDict) -> None:
       'sources': {
         'code': {'kind': 'packages', 'max_chars': 1_500_000},
         'stdlib': {'kind': 'stdlib', 'max_chars': 1_500_000},
-        'books': {'kind': 'books', 'max_chars': 1_500_000},
+        'books': {'kind': 'books', 'max_chars': 1_500_000, 'path': ''},
         'docs': {'kind': 'docs', 'max_chars': 1_000_000},
       },
       'vocab_size': 2048,
