@@ -56,6 +56,7 @@ class Checkpoints:
       CheckpointError: this or an earlier write failed (a full disk, say).
     """
     state = state._asdict()
+    self._require_space(sum(x.nbytes for x in jax.tree.leaves(state)))
     meta = {
       'data': data_state._asdict(),
       'config': config_json,
@@ -67,6 +68,14 @@ class Checkpoints:
       state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
     )
     self._guarded(lambda: self._manager.save(data_state.step, args=args))
+
+  def _require_space(self, needed: int) -> None:
+    # Found out half-way, a full disk also brings a traceback of Orbax's thread.
+    free = shutil.disk_usage(self.directory).free
+    if free < needed:
+      raise self._write_error(
+        f'no space left on the device: {needed:,} bytes needed, {free:,} free'
+      )
 
   def wait(self) -> None:
     """Returns once every started write is on disk."""
@@ -84,11 +93,14 @@ class Checkpoints:
     except Exception as error:
       for unfinished in self.directory.glob('*.orbax-checkpoint-tmp'):
         shutil.rmtree(unfinished, ignore_errors=True)
-      good = f'step {max(self.steps())}' if self.steps() else 'none'
-      raise CheckpointError(
-        f'could not write a checkpoint to {self.directory}: {_reason(error)}.'
-        f' Last good checkpoint: {good}'
-      ) from error
+      raise self._write_error(_reason(error)) from error
+
+  def _write_error(self, reason: str) -> CheckpointError:
+    good = f'step {max(self.steps())}' if self.steps() else 'none'
+    return CheckpointError(
+      f'could not write a checkpoint to {self.directory}: {reason}.'
+      f' Last good checkpoint: {good}'
+    )
 
   def steps(self) -> list[int]:
     """Steps of the checkpoints that are there, oldest first."""

@@ -110,6 +110,22 @@ def test_only_so_many_checkpoints_are_kept(tmp_path):
   assert checkpoints.steps() == [2, 3]
 
 
+def test_a_full_disk_is_found_before_anything_is_written(saved, monkeypatch):
+  usage = type('usage', (), {'free': 1000})
+  monkeypatch.setattr('shutil.disk_usage', lambda path: usage)
+  checkpoints = Checkpoints(saved, keep=2)
+  with pytest.raises(CheckpointError, match=r'24,580 bytes needed, 1,000 free'):
+    checkpoints.save(
+      state_at(3),
+      DataState(3, 0, 'abc'),
+      config_json='{}',
+      tokenizer_fingerprint='tok',
+      elapsed_s=0.0,
+    )
+  assert checkpoints.steps() == [1, 2]
+  assert not list(saved.glob('3*'))
+
+
 def test_weights_are_taken_over_without_the_optimizer(saved):
   wanted = {'params': state_at(0).params}
   taken = restore_state(saved, wanted, tokenizer_fingerprint='tok')
