@@ -45,17 +45,9 @@ def get_config(arg: str = '') -> ConfigDict:
     )
     # Short lists, every line asked for: dense enough for so small a model to
     # learn looking up. At half this weight one run in two did not.
-    c.data.mixture.lists = {
-      'kind': 'tables',
-      'weight': 0.6,
-      'tasks': {'retrieve': 1.0},
-      'layouts': {'plain': 1.0},
-      'num_columns': 2,
-      'min_len': 32,
-      'max_len': 128,
-      'question_frac': 1.0,
-      'max_questions': 100,
-    }
+    c.data.mixture.lists = common.plain_lists(
+      0.6, min_len=32, max_len=128, question_frac=1.0
+    )
     c.optimizer.peak_lr = 5e-3
     c.optimizer.adam_peak_lr = 1e-2
     c.train.steps = 1200
