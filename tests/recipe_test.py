@@ -101,9 +101,18 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
     run_recipe((other,), tmp_path)
 
 
-def test_a_mesh_that_does_not_fit_leaves_nothing_behind(tmp_path):
-  config = small.stage_config(mesh={'fsdp': 3})
-  with pytest.raises(ConfigError, match=r'mesh .* 8 device'):
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'mesh': {'fsdp': 3}}, r'mesh .* 8 device'),
+    ({'data': {'batch_size': 12}}, r'batch_size.*=12 .* 8 shards'),
+  ],
+)
+def test_a_mesh_that_does_not_fit_leaves_nothing_behind(
+  tmp_path, changes, message
+):
+  config = small.stage_config(**changes)
+  with pytest.raises(ConfigError, match=message):
     run_recipe((config,), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 

@@ -1,152 +1,270 @@
-"""Exact attention, one block of queries at a time, with its own gradient.
+"""Exact attention, tile by tile, with its own gradient.
 
-Scores of one query block against the keys before it are made, used and dropped;
-the backward pass makes them again from the saved log-sum-exp (FlashAttention,
-arXiv:2205.14135). Keys beyond the block are never touched, so half of the dense
-work is skipped. The loop is unrolled into at most `MAX_BLOCKS` query blocks:
-XLA on CPUs then sees large matrix products, which is what makes it fast there.
-Live scores take B * N * T * max(block_len, T / MAX_BLOCKS) floats.
+Scores of one block of queries against one block of keys are made, used and
+dropped; the backward pass makes them again from the saved log-sum-exp
+(FlashAttention, arXiv:2205.14135). Memory is linear in T. Only the tiles that
+causality and documents leave are touched (`ops.tiles`): a loop over query
+blocks, and inside it one over as many key blocks as that query block needs, a
+number known at run time. Small tiles stay in a core's cache, which is what
+makes the loops fast on CPUs.
+
+`forward` and `backward` work on parts of rows, in float32, and are what
+context parallelism puts together; `blockwise_attention` is for whole rows.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from longctx_jax.array_types import typed
-from longctx_jax.ops.attention import check_heads
+from longctx_jax.ops.attention import (
+  Place,
+  attention_mask,
+  check_heads,
+  query_and_key_places,
+)
+from longctx_jax.ops.tiles import block_extents, needed_tiles, tile_lists
 
 MASKED = -1e30  # finite, so that differences of two masked scores are not NaN
-MAX_BLOCKS = 32  # ours: bounds compile time; 32 blocks compile in seconds
 
 
 @typed
 def blockwise_attention(
   q: Float[Array, 'B T N H'],
-  k: Float[Array, 'B T K H'],
-  v: Float[Array, 'B T K H'],
+  k: Float[Array, 'B S K H'],
+  v: Float[Array, 'B S K H'],
   *,
-  segment_ids: Int[Array, 'B T'],
+  segment_ids: Int[Array, 'B T'] | None = None,
+  index: Int[Array, ' T'] | None = None,
+  key_segment_ids: Int[Array, 'B S'] | None = None,
+  key_index: Int[Array, ' S'] | None = None,
   block_len: int = 128,
 ) -> Float[Array, 'B T N H']:
-  """`dense_attention`, in blocks of at least `block_len` queries.
+  """`dense_attention`, in tiles of `block_len` queries and keys.
 
   Accumulators are float32 whatever the inputs; grouped heads share their keys
   and values without repeating them.
   """
-  B, T, N, H = q.shape
-  K = k.shape[2]
-  check_heads(N, K)
-  block_len = max(block_len, -(-T // MAX_BLOCKS))
-  heads_first = functools.partial(jnp.einsum, 'BTKGH->BKGTH')
-  out = _attend(
-    heads_first(q.reshape(B, T, K, N // K, H)),
-    jnp.swapaxes(k, 1, 2),
-    jnp.swapaxes(v, 1, 2),
-    segment_ids,
-    block_len,
+  check_heads(q.shape[2], k.shape[2])
+  queries, keys = query_and_key_places(
+    (*q.shape[:2], k.shape[1]), segment_ids, index, key_segment_ids, key_index
   )
-  return jnp.einsum('BKGTH->BTKGH', out).reshape(B, T, N, H)
+  return _attend(q, k, v, queries, keys, block_len)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q, k, v, segment_ids, block_len):
-  return _forward(q, k, v, segment_ids, block_len)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(q, k, v, queries, keys, block_len):
+  return _attend_forward(q, k, v, queries, keys, block_len)[0]
 
 
-def _query_blocks(T, block_len):
-  return [
-    (start, min(start + block_len, T)) for start in range(0, T, block_len)
-  ]
+def _attend_forward(q, k, v, queries, keys, block_len):
+  out, lse = forward(q, k, v, queries, keys, block_len)
+  # The float32 output is kept: the gradient takes row sums of it.
+  return out.astype(q.dtype), (q, k, v, queries, keys, out, lse)
 
 
-def _scores(q_block, k, segment_ids, start, stop):
-  """Float32 scores [B, K, G, C, stop] of queries start..stop, masked.
+def _attend_backward(block_len, residuals, d_out):
+  q, k, v, queries, keys, out, lse = residuals
+  delta = row_delta(out, d_out)
+  dq, dk, dv = backward(q, k, v, d_out, lse, delta, queries, keys, block_len)
+  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def row_delta(out: Array, d_out: Array) -> Float[Array, 'B T N']:
+  """Row sums of d_out * out: the second term of the softmax's Jacobian."""
+  return jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+
+
+def forward(
+  q: Float[Array, 'B T N H'],
+  k: Float[Array, 'B S K H'],
+  v: Float[Array, 'B S K H'],
+  queries: Place,
+  keys: Place,
+  block_len: int,
+) -> tuple[Float[Array, 'B T N H'], Float[Array, 'B T N']]:
+  """Attention of these queries to these keys, and the log-sum-exp of scores.
+
+  Both float32. A query that attends to nothing here gives 0 and MASKED.
+  """
+  grid = _Grid(q.shape, k.shape, block_len)
+  k_blocks, v_blocks = grid.split_keys(k), grid.split_keys(v)
+  key_places = grid.split_place(keys, grid.key_len)
+
+  def one_block(_, block):
+    def one_tile(i, carry):
+      largest, total, out = carry
+      at = block.row, block.key_blocks[i]
+      scores = _scores(block, k_blocks[at], key_places, at)
+      now_largest = jnp.maximum(largest, jnp.max(scores, -1, keepdims=True))
+      weights = jnp.exp(scores - now_largest)
+      fade = jnp.exp(largest - now_largest)
+      total = total * fade + jnp.sum(weights, -1, keepdims=True)
+      out = out * fade + _dot('KGCS,KSH->KGCH', weights, v_blocks[at])
+      return now_largest, total, out
+
+    # The floor keeps exp(MASKED - largest) at 0 in rows that are all masked.
+    zero = jnp.zeros((*block.q.shape[:-1], 1))
+    start = zero + 0.5 * MASKED, zero, jnp.zeros(block.q.shape)
+    largest, total, out = jax.lax.fori_loop(0, block.count, one_tile, start)
+    seen = total > 0
+    safe_total = jnp.where(seen, total, 1.0)
+    lse = jnp.where(seen, largest + jnp.log(safe_total), MASKED)
+    return None, (out / safe_total, lse[..., 0])
+
+  blocks = _query_blocks(grid, q, queries, keys)
+  _, (out, lse) = jax.lax.scan(one_block, None, blocks)
+  return grid.join_queries(out), grid.join_queries(lse)
+
+
+def backward(
+  q: Float[Array, 'B T N H'],
+  k: Float[Array, 'B S K H'],
+  v: Float[Array, 'B S K H'],
+  d_out: Float[Array, 'B T N H'],
+  lse: Float[Array, 'B T N'],
+  delta: Float[Array, 'B T N'],
+  queries: Place,
+  keys: Place,
+  block_len: int,
+) -> tuple[
+  Float[Array, 'B T N H'], Float[Array, 'B S K H'], Float[Array, 'B S K H']
+]:
+  """dq, dk and dv of `forward`, in float32.
+
+  Args:
+    q: as there, and so k, v, queries, keys and block_len.
+    d_out: gradient of the attention's output.
+    lse: log-sum-exp over all keys of the row, those elsewhere too.
+    delta: `row_delta` of the output over all keys.
+  """
+  grid = _Grid(q.shape, k.shape, block_len)
+  k_blocks, v_blocks = grid.split_keys(k), grid.split_keys(v)
+  key_places = grid.split_place(keys, grid.key_len)
+
+  def one_block(carry, xs):
+    block, d_out, lse, delta = xs
+    # As in `forward`: where all is masked, weights are exp(MASKED - floor) = 0.
+    lse = jnp.maximum(lse, 0.5 * MASKED)[..., None]
+    delta = delta[..., None]
+
+    def one_tile(i, carry):
+      dq, dk, dv = carry
+      at = block.row, block.key_blocks[i]
+      k, v = k_blocks[at], v_blocks[at]
+      weights = jnp.exp(_scores(block, k, key_places, at) - lse)
+      d_weights = _dot('KGCH,KSH->KGCS', d_out, v)
+      d_scores = weights * (d_weights - delta) * _scale(block.q)
+      dq += _dot('KGCS,KSH->KGCH', d_scores, k)
+      dk = dk.at[at].add(_dot('KGCS,KGCH->KSH', d_scores, block.q))
+      dv = dv.at[at].add(_dot('KGCS,KGCH->KSH', weights, d_out))
+      return dq, dk, dv
+
+    start = jnp.zeros(block.q.shape), *carry
+    dq, *carry = jax.lax.fori_loop(0, block.count, one_tile, start)
+    return tuple(carry), dq
+
+  start = jnp.zeros(k_blocks.shape), jnp.zeros(v_blocks.shape)
+  per_block = (grid.split_queries(x) for x in (d_out, lse, delta))
+  blocks = _query_blocks(grid, q, queries, keys)
+  (dk, dv), dq = jax.lax.scan(one_block, start, (blocks, *per_block))
+  return grid.join_queries(dq), grid.join_keys(dk), grid.join_keys(dv)
+
+
+class _QueryBlock(NamedTuple):
+  """A block of queries of one row, and the tiles that it needs."""
+
+  q: Any  # [K, G, C, H]
+  place: Place  # [1, C] and [C]
+  row: Any
+  key_blocks: Any  # the needed ones first
+  count: Any  # how many are needed
+
+
+def _query_blocks(grid, q, queries, keys) -> _QueryBlock:
+  """All query blocks of all rows, stacked for a scan."""
+  needed = needed_tiles(
+    block_extents(queries, grid.query_len), block_extents(keys, grid.key_len)
+  )
+  B, num_blocks, _ = needed.shape
+  tiles = tile_lists(needed.reshape(B * num_blocks, -1))
+  segment_ids, index = grid.split_place(queries, grid.query_len)
+  return _QueryBlock(
+    q=grid.split_queries(q),
+    place=Place(
+      segment_ids.reshape(B * num_blocks, 1, -1), jnp.tile(index, (B, 1))
+    ),
+    row=jnp.repeat(jnp.arange(B), num_blocks),
+    key_blocks=tiles.key_blocks,
+    count=tiles.counts,
+  )
+
+
+def _scores(block, k, key_places, at):
+  """Scores [K, G, C, S] of a tile, masked.
 
   They are scaled here, in float32: scaled bfloat16 queries round once more.
   """
-  scores = jnp.einsum(
-    'BKGCH,BKSH->BKGCS',
-    q_block,
-    k[:, :, :stop],
-    preferred_element_type=jnp.float32,
-  )
-  queries = segment_ids[:, start:stop, None]
-  mask = (queries == segment_ids[:, None, :stop]) & (queries > 0)
-  causal = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
-  mask &= causal[None]
-  return jnp.where(mask[:, None, None], scores * _scale(q_block), MASKED)
+  keys = Place(key_places.segment_ids[at][None], key_places.index[at[1]])
+  mask = attention_mask(block.place, keys)[None]
+  scores = _dot('KGCH,KSH->KGCS', block.q, k)
+  return jnp.where(mask, scores * _scale(block.q), MASKED)
+
+
+def _dot(subscripts, a, b):
+  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
 
 def _scale(q):
   return q.shape[-1] ** -0.5
 
 
-def _forward(q, k, v, segment_ids, block_len):
-  outs, lses = [], []
-  for start, stop in _query_blocks(q.shape[3], block_len):
-    scores = _scores(q[..., start:stop, :], k, segment_ids, start, stop)
-    # The floor keeps exp(MASKED - largest) at 0 in rows that are all masked.
-    largest = jnp.max(scores, axis=-1, keepdims=True)
-    largest = jnp.maximum(largest, 0.5 * MASKED)
-    weights = jnp.exp(scores - largest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum(
-      'BKGCS,BKSH->BKGCH',
-      weights,
-      v[:, :, :stop],
-      preferred_element_type=jnp.float32,
+class _Grid:
+  """How rows are cut into blocks; the last block is filled with segment 0."""
+
+  def __init__(self, q_shape, k_shape, block_len: int):
+    self.q_shape, self.k_shape = q_shape, k_shape
+    self.query_len = min(block_len, q_shape[1])
+    self.key_len = min(block_len, k_shape[1])
+
+  def split_queries(self, x):
+    """[B, T, N, ...] -> [B * blocks, K, G, C, ...]."""
+    B, T, N = x.shape[:3]
+    K = self.k_shape[2]
+    x = _split(x.reshape(B, T, K, N // K, *x.shape[3:]), self.query_len)
+    return jnp.moveaxis(x.reshape(-1, *x.shape[2:]), 1, 3)
+
+  def join_queries(self, x):
+    """Back from `split_queries`."""
+    B, T, N, _ = self.q_shape
+    return jnp.moveaxis(x, 3, 1).reshape(B, -1, N, *x.shape[4:])[:, :T]
+
+  def split_keys(self, x):
+    """[B, S, K, H] -> [B, blocks, K, C, H]."""
+    return jnp.swapaxes(_split(x, self.key_len), 2, 3)
+
+  def join_keys(self, x):
+    """Back from `split_keys`."""
+    B, S, K, H = self.k_shape
+    return jnp.swapaxes(x, 2, 3).reshape(B, -1, K, H)[:, :S]
+
+  def split_place(self, place, block_len):
+    """[B, T] and [T] -> [B, blocks, C] and [blocks, C]."""
+    return Place(
+      _split(place.segment_ids, block_len),
+      _split(place.index[None], block_len)[0],
     )
-    # Padding queries have total 0: they give zeros, here and in the gradient.
-    safe_total = jnp.where(total == 0, 1.0, total)
-    outs.append(out / safe_total)
-    lses.append(largest + jnp.log(safe_total))
-  out = jnp.concatenate(outs, axis=3)
-  lse = jnp.concatenate(lses, axis=3)
-  return out.astype(q.dtype), (q, k, v, segment_ids, out, lse)
 
 
-def _backward(block_len, residuals, d_out):
-  q, k, v, segment_ids, out, lse = residuals
-  d_out = d_out.astype(jnp.float32)
-  # Row sums of d_out * out: the softmax Jacobian's second term.
-  delta = jnp.sum(d_out * out, axis=-1, keepdims=True)
-  dk = jnp.zeros(k.shape, jnp.float32)
-  dv = jnp.zeros(v.shape, jnp.float32)
-  dqs = []
-  for start, stop in _query_blocks(q.shape[3], block_len):
-    block = (..., slice(start, stop), slice(None))
-    scores = _scores(q[block], k, segment_ids, start, stop)
-    weights = jnp.exp(scores - lse[block])
-    dv = dv.at[:, :, :stop].add(
-      jnp.einsum('BKGCS,BKGCH->BKSH', weights, d_out[block])
-    )
-    d_weights = jnp.einsum(
-      'BKGCH,BKSH->BKGCS',
-      d_out[block],
-      v[:, :, :stop],
-      preferred_element_type=jnp.float32,
-    )
-    d_scores = weights * (d_weights - delta[block]) * _scale(q)
-    dqs.append(
-      jnp.einsum(
-        'BKGCS,BKSH->BKGCH',
-        d_scores,
-        k[:, :, :stop],
-        preferred_element_type=jnp.float32,
-      )
-    )
-    dk = dk.at[:, :, :stop].add(
-      jnp.einsum(
-        'BKGCS,BKGCH->BKSH',
-        d_scores,
-        q[block],
-        preferred_element_type=jnp.float32,
-      )
-    )
-  dq = jnp.concatenate(dqs, axis=3).astype(q.dtype)
-  return dq, dk.astype(k.dtype), dv.astype(v.dtype), None
-
-
-_attend.defvjp(_forward, _backward)
+def _split(x, block_len):
+  """[B, T, ...] -> [B, blocks, C, ...], zero-padded."""
+  pad = [(0, 0)] * x.ndim
+  pad[1] = 0, -x.shape[1] % block_len
+  x = jnp.pad(x, pad)
+  return x.reshape(x.shape[0], -1, block_len, *x.shape[2:])
