@@ -13,6 +13,7 @@ context parallelism puts together; `blockwise_attention` is for whole rows.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -42,34 +43,38 @@ def blockwise_attention(
   key_segment_ids: Int[Array, 'B S'] | None = None,
   key_index: Int[Array, ' S'] | None = None,
   block_len: int = 128,
+  kernel: 'TileKernel | None' = None,
 ) -> Float[Array, 'B T N H']:
   """`dense_attention`, in tiles of `block_len` queries and keys.
 
   Accumulators are float32 whatever the inputs; grouped heads share their keys
-  and values without repeating them.
+  and values without repeating them. `kernel` is what walks the tiles, XLA if
+  None.
   """
   check_heads(q.shape[2], k.shape[2])
   queries, keys = query_and_key_places(
     (*q.shape[:2], k.shape[1]), segment_ids, index, key_segment_ids, key_index
   )
-  return _attend(q, k, v, queries, keys, block_len)
+  return _attend(q, k, v, queries, keys, block_len, kernel or XLA)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q, k, v, queries, keys, block_len):
-  return _attend_forward(q, k, v, queries, keys, block_len)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(q, k, v, queries, keys, block_len, kernel):
+  return _attend_forward(q, k, v, queries, keys, block_len, kernel)[0]
 
 
-def _attend_forward(q, k, v, queries, keys, block_len):
-  out, lse = forward(q, k, v, queries, keys, block_len)
+def _attend_forward(q, k, v, queries, keys, block_len, kernel):
+  out, lse = kernel.forward(q, k, v, queries, keys, block_len)
   # The float32 output is kept: the gradient takes row sums of it.
   return out.astype(q.dtype), (q, k, v, queries, keys, out, lse)
 
 
-def _attend_backward(block_len, residuals, d_out):
+def _attend_backward(block_len, kernel, residuals, d_out):
   q, k, v, queries, keys, out, lse = residuals
   delta = row_delta(out, d_out)
-  dq, dk, dv = backward(q, k, v, d_out, lse, delta, queries, keys, block_len)
+  dq, dk, dv = kernel.backward(
+    q, k, v, d_out, lse, delta, queries, keys, block_len
+  )
   return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
@@ -175,6 +180,16 @@ def backward(
   blocks = _query_blocks(grid, q, queries, keys)
   (dk, dv), dq = jax.lax.scan(one_block, start, (blocks, *per_block))
   return grid.join_queries(dq), grid.join_keys(dk), grid.join_keys(dv)
+
+
+class TileKernel(NamedTuple):
+  """What walks the tiles, on parts of rows; signatures as of the two above."""
+
+  forward: Callable[..., tuple[Array, Array]]
+  backward: Callable[..., tuple[Array, Array, Array]]
+
+
+XLA = TileKernel(forward, backward)
 
 
 class _QueryBlock(NamedTuple):

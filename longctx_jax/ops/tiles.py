@@ -9,6 +9,7 @@ and the work counters count them.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -71,3 +72,16 @@ def tile_lists(needed: Bool[Array, '*batch Q S']) -> TileLists:
     jnp.argsort(~needed, axis=-1, stable=True).astype(jnp.int32),
     jnp.sum(needed, axis=-1, dtype=jnp.int32),
   )
+
+
+def needed_between_shards(
+  segment_ids: Int[Array, 'R B T'], index: Int[Array, 'R T'], block_len: int
+) -> Bool[Array, 'B R R query_blocks key_blocks']:
+  """`needed_tiles` of the queries of each shard and the keys of each."""
+
+  def extents(segment_ids, index):
+    return block_extents(Place(segment_ids, index), block_len)
+
+  shards = jax.vmap(extents, out_axes=1)(segment_ids, index)
+  each = jax.vmap(needed_tiles, in_axes=(None, 1), out_axes=1)
+  return jax.vmap(each, in_axes=(1, None), out_axes=1)(shards, shards)

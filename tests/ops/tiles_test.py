@@ -1,4 +1,4 @@
-"""Which tiles are walked: all that a pair needs, and for packed rows no more."""
+"""Which tiles are walked: all that some pair needs, and often no more."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,0 +1,211 @@
+"""Attention of rows that are split over the mesh axis 'context'.
+
+Three kinds, all equal to `dense_attention` of the whole rows, values and
+gradients. Per layer, with q of N heads, k and v of K, a shard sends in all
+
+  ring        (R-1) / R of k and v; gradients of k and v in float32, once round.
+              With short documents a few hops' worth (`ops.ring_attention`).
+  allgather   the same, in one collective before the work instead of during it
+  ulysses     1/R of q, k, v and the output, over heads (arXiv:2309.14509)
+
+Only 'ulysses' bounds R: it must divide N.
+"""
+
+import functools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from longctx_jax.array_types import typed
+from longctx_jax.ops import blockwise_attention as blockwise
+from longctx_jax.ops.attention import Place, check_heads, places
+from longctx_jax.ops.ring_attention import Ring, ring_attention
+from longctx_jax.ops.sequence_layout import (
+  Layout,
+  check_layout,
+  shard_index,
+  stored_index,
+)
+
+Kind = Literal['ring', 'allgather', 'ulysses']
+KINDS = ('ring', 'allgather', 'ulysses')
+AXIS = 'context'
+
+
+@typed
+def context_parallel_attention(
+  q: Float[Array, 'B T N H'],
+  k: Float[Array, 'B T K H'],
+  v: Float[Array, 'B T K H'],
+  *,
+  segment_ids: Int[Array, 'B T'] | None = None,
+  mesh: Mesh,
+  kind: Kind = 'ring',
+  layout: Layout = 'contiguous',
+  block_len: int = 128,
+  kernel: blockwise.TileKernel = blockwise.XLA,
+) -> Float[Array, 'B T N H']:
+  """`dense_attention` over a mesh; all arrays are stored in `layout`.
+
+  Rows lie over mesh axes `data` and `fsdp`, tokens over `context`, heads over
+  `tensor`; an axis that the mesh lacks splits nothing.
+
+  Raises:
+    ValueError: T, N or K does not divide over its axis.
+  """
+  B, T, N, _ = q.shape
+  check_heads(N, k.shape[2])
+  R, tensor = (mesh.shape.get(axis, 1) for axis in (AXIS, 'tensor'))
+  check_layout(layout, T, R)
+  _check_split(kind, N, k.shape[2], R, tensor)
+  segment_ids = places(B, T, segment_ids, None).segment_ids
+  rows = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.shape)
+  context, heads = (a if a in mesh.shape else None for a in (AXIS, 'tensor'))
+  if R == 1:
+
+    def attend(q, k, v, segment_ids):
+      return blockwise.blockwise_attention(
+        q, k, v, segment_ids=segment_ids, block_len=block_len, kernel=kernel
+      )
+
+  else:
+    others = tuple(axis for axis in mesh.axis_names if axis != AXIS)
+    ring = Ring(AXIS, others, R, layout, kernel, block_len)
+    attend = functools.partial(_ATTEND[kind], ring=ring)
+  split = P(rows or None, context, heads, None)
+  return jax.shard_map(
+    attend,
+    mesh=mesh,
+    in_specs=(split, split, split, P(rows or None, context)),
+    out_specs=split,
+    check_vma=False,  # the gradients are ours: nothing for JAX to infer
+  )(q, k, v, segment_ids)
+
+
+def _check_split(kind, N, K, R, tensor):
+  if kind not in KINDS:
+    raise ValueError(f'unknown kind {kind!r}; there are {", ".join(KINDS)}')
+  if N % tensor or K % tensor:
+    raise ValueError(
+      f'num_heads={N} and num_kv_heads={K} do not divide over the {tensor}'
+      " shards of mesh axis 'tensor'"
+    )
+  if kind == 'ulysses' and (N // tensor) % R:
+    raise ValueError(
+      f"kind 'ulysses' splits heads: the {N // tensor} heads of a device do not"
+      f' divide over {R} context shards; use ring or allgather'
+    )
+
+
+# All-gather -----------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _allgather(q, k, v, segment_ids, ring):
+  return _allgather_forward(q, k, v, segment_ids, ring)[0]
+
+
+def _allgather_forward(q, k, v, segment_ids, ring):
+  queries, keys = _own_and_all_places(segment_ids, ring)
+  out, lse = ring.kernel.forward(
+    q, _gather(k, ring), _gather(v, ring), queries, keys, ring.block_len
+  )
+  return out.astype(q.dtype), (q, k, v, segment_ids, out, lse)
+
+
+def _allgather_backward(ring, residuals, d_out):
+  q, k, v, segment_ids, out, lse = residuals
+  queries, keys = _own_and_all_places(segment_ids, ring)
+  delta = blockwise.row_delta(out, d_out)
+  all_k, all_v = _gather(k, ring), _gather(v, ring)
+  dq, *dkv = ring.kernel.backward(
+    q, all_k, all_v, d_out, lse, delta, queries, keys, ring.block_len
+  )
+  dk, dv = (
+    jax.lax.psum_scatter(x, ring.axis, scatter_dimension=1, tiled=True)
+    for x in dkv
+  )
+  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+_allgather.defvjp(_allgather_forward, _allgather_backward)
+
+
+def _gather(x, ring):
+  return jax.lax.all_gather(x, ring.axis, axis=1, tiled=True)
+
+
+def _own_and_all_places(segment_ids, ring):
+  T, R = segment_ids.shape[1], ring.num_shards
+  shard = jax.lax.axis_index(ring.axis)
+  own = Place(segment_ids, shard_index(ring.layout, shard, T, R))
+  everywhere = jnp.asarray(stored_index(ring.layout, T * R, R))
+  return own, Place(_gather(segment_ids, ring), everywhere)
+
+
+# Ulysses --------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _ulysses(q, k, v, segment_ids, ring):
+  return _ulysses_forward(q, k, v, segment_ids, ring)[0]
+
+
+def _ulysses_forward(q, k, v, segment_ids, ring):
+  _, everywhere = _own_and_all_places(segment_ids, ring)
+  out, lse = ring.kernel.forward(
+    *_split_heads(q, k, v, ring), everywhere, everywhere, ring.block_len
+  )
+  to_tokens = _to_tokens(out.astype(q.dtype), ring)
+  return to_tokens, (q, k, v, segment_ids, out, lse)
+
+
+def _ulysses_backward(ring, residuals, d_out):
+  q, k, v, segment_ids, out, lse = residuals
+  _, everywhere = _own_and_all_places(segment_ids, ring)
+  d_out = _to_heads(d_out, ring)
+  delta = blockwise.row_delta(out, d_out)
+  grads = ring.kernel.backward(
+    *_split_heads(q, k, v, ring),
+    d_out,
+    lse,
+    delta,
+    everywhere,
+    everywhere,
+    ring.block_len,
+  )
+  dq, *dkv = (_to_tokens(x, ring) for x in grads)
+  # Copies of a head add their gradients, in float32 as all sums.
+  dk, dv = (
+    x.reshape(*k.shape[:3], -1, k.shape[3]).sum(axis=3).astype(k.dtype)
+    for x in dkv
+  )
+  return dq.astype(q.dtype), dk, dv, None
+
+
+_ulysses.defvjp(_ulysses_forward, _ulysses_backward)
+
+
+def _split_heads(q, k, v, ring):
+  # As few copies of key/value heads as let R shards have equal shares.
+  copies = math.lcm(k.shape[2], ring.num_shards) // k.shape[2]
+  k, v = (jnp.repeat(x, copies, axis=2) for x in (k, v))
+  return (_to_heads(x, ring) for x in (q, k, v))
+
+
+def _to_heads(x, ring):
+  """[B, T/R, N, H] -> [B, T, N/R, H]."""
+  return jax.lax.all_to_all(x, ring.axis, 2, 1, tiled=True)
+
+
+def _to_tokens(x, ring):
+  """[B, T, N/R, H] -> [B, T/R, N, H]."""
+  return jax.lax.all_to_all(x, ring.axis, 1, 2, tiled=True)
+
+
+_ATTEND = {'ring': ring_attention, 'allgather': _allgather, 'ulysses': _ulysses}

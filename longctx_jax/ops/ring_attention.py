@@ -1,0 +1,212 @@
+"""Ring attention over the shards of a row, on as few hops as documents need.
+
+Runs inside `shard_map`. Each shard keeps its queries; keys and values travel
+from shard to shard (arXiv:2310.01889), and the parts are merged by their
+log-sum-exp in float32. While a shard works on the keys that it has, the next
+are on their way.
+
+How far keys travel is decided at run time, alike on all shards: where documents
+are short, a hop or two. Up is towards the next shard. Zigzag needs both
+directions, because a document that runs over chunks 1 and 2 lies on shards 1
+and 2, and one over chunks 2R-3 and 2R-2 on shards 2 and 1:
+
+  hops made             one document   documents within two chunks
+  contiguous            R-1 up         1 up
+  zigzag                R-1 up         1 up, 1 down
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from longctx_jax.ops.attention import Place
+from longctx_jax.ops.blockwise_attention import MASKED, TileKernel, row_delta
+from longctx_jax.ops.sequence_layout import Layout, shard_index
+from longctx_jax.ops.tiles import needed_between_shards
+
+
+class Ring(NamedTuple):
+  """What is the same on all shards, and known when the program is built."""
+
+  axis: str
+  other_axes: tuple[str, ...]  # the mesh's other axes
+  num_shards: int
+  layout: Layout
+  kernel: TileKernel
+  block_len: int
+
+
+class Hops(NamedTuple):
+  """How far keys travel in each direction."""
+
+  up: Int[Array, '']
+  down: Int[Array, '']
+
+
+def needed_hops(needed: Bool[Array, 'R R']) -> Hops:
+  """The fewest hops after which every shard has met the keys it needs.
+
+  Args:
+    needed: whether shard r needs the keys of shard s.
+
+  Either all go up, or those of the nearer half come from each side, whichever
+  takes fewer hops.
+  """
+  R = needed.shape[0]
+  shards = jnp.arange(R)
+  upward = (shards[:, None] - shards[None, :]) % R  # hops up from s to r
+  farthest = functools.partial(jnp.max, initial=0, where=needed)
+  is_up = upward <= R // 2
+  up = farthest(jnp.where(is_up, upward, 0))
+  down = farthest(jnp.where(is_up, 0, R - upward))
+  only_up = farthest(upward)
+  both = up + down < only_up
+  return Hops(jnp.where(both, up, only_up), jnp.where(both, down, 0))
+
+
+def ring_attention(
+  q: Array, k: Array, v: Array, segment_ids: Array, ring: Ring
+) -> Array:
+  """`dense_attention` of the whole rows, for the shard that calls it.
+
+  q [B, T/R, N, H], k and v [B, T/R, K, H], segment_ids [B, T/R]: this shard's
+  part of rows stored in `ring.layout`.
+  """
+  return _attend(q, k, v, segment_ids, ring)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q, k, v, segment_ids, ring):
+  return _forward(q, k, v, segment_ids, ring)[0]
+
+
+def _forward(q, k, v, segment_ids, ring):
+  tour = _Tour(segment_ids, ring)
+
+  def visit(part, kv, shift, distance):
+    keys = tour.keys(shift, distance)
+    new = ring.kernel.forward(q, *kv, tour.queries, keys, ring.block_len)
+    return merge(part, new)
+
+  part = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED)
+  for shift, hops in tour.directions:
+
+    def one_hop(distance, carry, shift=shift):
+      kv, part = carry
+      next_kv = tour.move(kv, shift)
+      return next_kv, visit(part, kv, shift, distance)
+
+    kv, part = jax.lax.fori_loop(0, hops, one_hop, ((k, v), part))
+    part = visit(part, kv, shift, hops)
+  out, lse = part
+  return out.astype(q.dtype), (q, k, v, segment_ids, out, lse)
+
+
+def _backward(ring, residuals, d_out):
+  q, k, v, segment_ids, out, lse = residuals
+  tour = _Tour(segment_ids, ring)
+  delta = row_delta(out, d_out)
+
+  def visit(dq, kv, shift, distance):
+    keys = tour.keys(shift, distance)
+    to_dq, *to_dkv = ring.kernel.backward(
+      q, *kv, d_out, lse, delta, tour.queries, keys, ring.block_len
+    )
+    return dq + to_dq, to_dkv
+
+  dq = jnp.zeros(q.shape, jnp.float32)
+  dkv_total = [jnp.zeros(x.shape, jnp.float32) for x in (k, v)]
+  add = functools.partial(jax.tree.map, jnp.add)
+  for shift, hops in tour.directions:
+
+    def one_hop(distance, carry, shift=shift):
+      kv, dkv, dq = carry
+      next_kv = tour.move(kv, shift)
+      # Gradients follow their keys one visit behind: neither transfer waits for
+      # this visit. At distance 0 there are none yet, and they stay.
+      dkv = tour.move(dkv, shift)
+      dq, to_dkv = visit(dq, kv, shift, distance)
+      return next_kv, add(dkv, to_dkv), dq
+
+    start = [jnp.zeros_like(x) for x in dkv_total]
+    kv, dkv, dq = jax.lax.fori_loop(0, hops, one_hop, ((k, v), start, dq))
+    dkv = tour.move_by(dkv, shift, jnp.minimum(hops, 1))
+    dq, to_dkv = visit(dq, kv, shift, hops)
+    dkv = tour.bring_home(add(dkv, to_dkv), shift, hops)
+    dkv_total = add(dkv_total, dkv)
+  dk, dv = dkv_total
+  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def merge(
+  a: tuple[Array, Array], b: tuple[Array, Array]
+) -> tuple[Array, Array]:
+  """Attention to two sets of keys together, from (out, lse) to each; float32.
+
+  Weights are taken against the larger lse, so that neither can overflow, and
+  two that are MASKED stay so.
+  """
+  (out_a, lse_a), (out_b, lse_b) = a, b
+  largest = jnp.maximum(lse_a, lse_b)
+  weight_a, weight_b = jnp.exp(lse_a - largest), jnp.exp(lse_b - largest)
+  total = weight_a + weight_b
+  out = out_a * (weight_a / total)[..., None]
+  out += out_b * (weight_b / total)[..., None]
+  return out, jnp.where(largest <= MASKED, MASKED, largest + jnp.log(total))
+
+
+class _Tour:
+  """Who is where: places of this shard's queries and of the keys it meets."""
+
+  def __init__(self, segment_ids, ring: Ring):
+    self._ring = ring
+    R, axis = ring.num_shards, ring.axis
+    self._shard = jax.lax.axis_index(axis)
+    self._indices = jnp.stack(
+      [shard_index(ring.layout, r, segment_ids.shape[1], R) for r in range(R)]
+    )
+    # A token's id is thousands of times smaller than its key and value: all
+    # ids are told to all once, and only keys and values travel.
+    self._segment_ids = jax.lax.all_gather(segment_ids, axis)  # [R, B, T/R]
+    needed = needed_between_shards(
+      self._segment_ids, self._indices, ring.block_len
+    )
+    hops = needed_hops(needed.any(axis=(0, 3, 4)))
+    if ring.other_axes:
+      # Devices that hold other rows run the same loop.
+      hops = jax.lax.pmax(hops, ring.other_axes)
+    self.directions = ((1, hops.up), (-1, hops.down))
+    self.queries = Place(segment_ids, self._indices[self._shard])
+
+  def keys(self, shift: int, distance) -> Place:
+    """Places of the keys that came `distance` hops; nothing if met before."""
+    source = (self._shard - shift * distance) % self._ring.num_shards
+    segment_ids = self._segment_ids[source]
+    if shift < 0:
+      segment_ids = jnp.where(distance > 0, segment_ids, 0)
+    return Place(segment_ids, self._indices[source])
+
+  def move(self, tree, shift: int):
+    """One hop: each shard hands on what it has and gets its neighbour's."""
+    R = self._ring.num_shards
+    pairs = [(r, (r + shift) % R) for r in range(R)]
+    return jax.lax.ppermute(tree, self._ring.axis, pairs)
+
+  def move_by(self, tree, shift: int, hops):
+    """As many hops."""
+    return jax.lax.fori_loop(
+      0, hops, lambda _, tree: self.move(tree, shift), tree
+    )
+
+  def bring_home(self, tree, shift: int, hops):
+    """Back from `hops` hops away, the shorter way round."""
+    onward = (self._ring.num_shards - hops) % self._ring.num_shards
+    turn = hops <= onward
+    tree = self.move_by(tree, -shift, jnp.where(turn, hops, 0))
+    return self.move_by(tree, shift, jnp.where(turn, 0, onward))

@@ -1,0 +1,149 @@
+"""The ring's plan: how far keys travel, and that they travel no farther."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longctx_jax.ops import blockwise_attention as blockwise
+from longctx_jax.ops.attention import dense_attention
+from longctx_jax.ops.context_parallel import context_parallel_attention
+from longctx_jax.ops.ring_attention import merge, needed_hops
+from longctx_jax.ops.sequence_layout import stored_index
+from longctx_jax.ops.tiles import needed_between_shards
+from tests.ops.attention_inputs import random_qkv, row
+
+R, T, BLOCK_LEN = 4, 64, 8
+ONE = row(T, T=T)
+SHORT = row(*[8] * 8, T=T)  # a chunk of zigzag each
+PAIRS = row(*[12] * 5, T=T)  # each within two chunks, but not within one shard
+
+
+def hops_of(segment_ids, layout):
+  index = stored_index(layout, T, R)
+  needed = needed_between_shards(
+    jnp.asarray(segment_ids[index].reshape(R, 1, -1)),
+    jnp.asarray(index.reshape(R, -1)),
+    BLOCK_LEN,
+  )
+  return tuple(map(int, needed_hops(needed.any(axis=(0, 3, 4)))))
+
+
+@pytest.mark.parametrize(
+  ('segment_ids', 'layout', 'hops'),
+  [
+    (ONE, 'contiguous', (3, 0)),
+    (ONE, 'zigzag', (3, 0)),
+    (SHORT, 'contiguous', (0, 0)),
+    (SHORT, 'zigzag', (0, 0)),
+    (PAIRS, 'contiguous', (1, 0)),
+    (PAIRS, 'zigzag', (1, 1)),
+    (row(T=T), 'zigzag', (0, 0)),
+  ],
+  ids=str,
+)
+def test_hops_are_those_drawn_in_the_module(segment_ids, layout, hops):
+  assert hops_of(segment_ids, layout) == hops
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+  st.integers(1, 7).flatmap(
+    lambda n: st.lists(
+      st.lists(st.booleans(), min_size=n, max_size=n), min_size=n, max_size=n
+    )
+  )
+)
+def test_hops_reach_all_that_is_needed_and_are_the_fewest(needed):
+  needed = np.array(needed)
+  n = len(needed)
+
+  def reaches(up, down):
+    seen = {d % n for d in range(up + 1)} | {-d % n for d in range(down + 1)}
+    return all((r - s) % n in seen for r, s in np.argwhere(needed))
+
+  up, down = map(int, needed_hops(jnp.asarray(needed)))
+  assert reaches(up, down)
+  # Of the two ways that the planner knows.
+  half = n // 2
+  ways = [(u, 0) for u in range(n)]
+  ways += [(u, d) for u in range(half + 1) for d in range(n - half)]
+  assert up + down <= min(u + d for u, d in ways if reaches(u, d))
+
+
+def counting(calls):
+  """The XLA kernel, which also notes each call when the program runs."""
+
+  def count(name, function):
+    def run(*args):
+      jax.debug.callback(functools.partial(calls.append, name))
+      return function(*args)
+
+    return run
+
+  return blockwise.TileKernel(
+    count('forward', blockwise.forward), count('backward', blockwise.backward)
+  )
+
+
+@pytest.mark.parametrize(
+  'segment_ids', [ONE, SHORT, PAIRS], ids=['one', 'short', 'pairs']
+)
+def test_the_ring_makes_these_hops_and_no_more(segment_ids):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:R]), ('context',))
+  q, k, v, _ = random_qkv(0, (1, T, 2, 1, 8))
+  stored = jnp.asarray(segment_ids[stored_index('zigzag', T, R)])[None]
+  calls = []
+
+  def loss(q):
+    out = context_parallel_attention(
+      q,
+      k,
+      v,
+      segment_ids=stored,
+      mesh=mesh,
+      layout='zigzag',
+      block_len=BLOCK_LEN,
+      kernel=counting(calls),
+    )
+    return jnp.sum(out**2)
+
+  jax.block_until_ready(jax.jit(jax.grad(loss))(q))
+  jax.effects_barrier()
+  up, down = hops_of(segment_ids, 'zigzag')
+  # A visit a hop, and one at the end of each direction.
+  visits = R * (up + 1 + down + 1)
+  assert calls.count('forward') == calls.count('backward') == visits
+
+
+def test_merging_equals_attention_to_both_at_once():
+  q, k, v, _ = random_qkv(1, (1, 16, 2, 2, 8))
+  index = jnp.arange(16)
+  queries = blockwise.Place(jnp.ones((1, 16), int), index)
+  parts = [
+    blockwise.forward(
+      q,
+      k[:, half],
+      v[:, half],
+      queries,
+      blockwise.Place(jnp.ones((1, 8), int), index[half]),
+      4,
+    )
+    for half in (slice(0, 8), slice(8, 16))
+  ]
+  np.testing.assert_allclose(
+    merge(*parts)[0], dense_attention(q, k, v), rtol=1e-5, atol=1e-6
+  )
+  # Early queries see nothing of the second half, and keep what they have.
+  np.testing.assert_array_equal(merge(*parts)[0][:, :8], parts[0][0][:, :8])
+
+
+def test_merging_nothing_with_nothing_is_nothing():
+  nothing = jnp.zeros((1, 2, 1, 4)), jnp.full((1, 2, 1), blockwise.MASKED)
+  out, lse = merge(nothing, nothing)
+  assert (out == 0).all()
+  assert (lse == blockwise.MASKED).all()
