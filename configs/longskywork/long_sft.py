@@ -53,7 +53,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.train.steps = 200  # "a mere 200 iterations" (abstract)
   if arg.tiny:
     c.data.seq_len, c.data.batch_size = 1024, 8
-    c.data.mixture.tables = common.plain_lists(
+    c.data.mixture.tables = common.lookup_lists(
       0.8, min_len=96, max_len=1024, question_frac=0.3
     )
     # Raised again with the length, as ProLong does (arXiv:2410.02660, Table 9).

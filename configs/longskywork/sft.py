@@ -45,7 +45,7 @@ def get_config(arg: str = '') -> ConfigDict:
     )
     # Short lists, every line asked for: dense enough for so small a model to
     # learn looking up. At half this weight one run in two did not.
-    c.data.mixture.lists = common.plain_lists(
+    c.data.mixture.lists = common.lookup_lists(
       0.6, min_len=32, max_len=128, question_frac=1.0
     )
     c.optimizer.peak_lr = 5e-3

@@ -24,6 +24,7 @@ from longctx_jax.data.table_layouts import (
   LINKS,
   NUMBERS,
   PLAIN_COLUMNS,
+  PLAIN_LAYOUTS,
   PLAIN_WORDS,
   REPEATED,
   Table,
@@ -72,9 +73,10 @@ def _retrieve(rng: np.random.Generator, table: Table, row: int) -> Question:
   cells = table.rows[row]
   column = int(rng.integers(1, len(table.columns)))
   text = _cell_of(table, column, cells[0])
-  # 'plain' answers with the line itself: a small model then finds the value
-  # by what stands before it, in the table as in the answer.
-  answer = ' '.join(cells) if table.layout == 'plain' else cells[column]
+  # A line of PLAIN_LAYOUTS answers with its cells: a small model then finds
+  # the value by what stands before it, in the table as in the answer.
+  plain = table.layout in PLAIN_LAYOUTS
+  answer = ' '.join(cells) if plain else cells[column]
   return Question('retrieve', text, answer, row)
 
 
@@ -129,7 +131,7 @@ def _sort(rng: np.random.Generator, table: Table, row: int) -> Question:
     table.rows, key=lambda cells: int(cells[number]), reverse=largest
   )
   text = f'{count} {"largest" if largest else "smallest"}'
-  if table.layout != 'plain':
+  if table.layout not in PLAIN_LAYOUTS:
     text = f'{KEY_COLUMN}s of the {text} {table.columns[number]}'
   keys = _join_keys(table, [cells[0] for cells in ordered[:count]])
   return Question('sort', text, keys, -1)
@@ -138,7 +140,7 @@ def _sort(rng: np.random.Generator, table: Table, row: int) -> Question:
 def _position(rng: np.random.Generator, table: Table, row: int) -> Question:
   del rng
   text = f'row {row + 1}'
-  if table.layout != 'plain':
+  if table.layout not in PLAIN_LAYOUTS:
     text = f'{KEY_COLUMN} in {text}'
   return Question('position', text, table.rows[row][0], row)
 
@@ -156,7 +158,8 @@ def _absent(rng: np.random.Generator, table: Table, row: int) -> Question:
 
 def _cell_of(table: Table, column: int, key: str) -> str:
   """The key ends the question: what follows it in the table is the answer."""
-  return key if table.layout == 'plain' else f'{table.columns[column]} of {key}'
+  plain = table.layout in PLAIN_LAYOUTS
+  return key if plain else f'{table.columns[column]} of {key}'
 
 
 def _repeated_value(
@@ -179,7 +182,7 @@ def _column_among(table: Table, names: Sequence[str]) -> int:
 
 
 def _join_keys(table: Table, keys: Sequence[str]) -> str:
-  return (' ' if table.layout == 'plain' else '; ').join(keys)
+  return (' ' if table.layout in PLAIN_LAYOUTS else '; ').join(keys)
 
 
 TASKS: dict[str, Callable[[np.random.Generator, Table, int], Question]] = {
@@ -270,9 +273,9 @@ def make_conversation(
   """A table and questions about it, in rows of their own while rows last.
 
   Weights are relative. Of `tasks`, those that the table drawn offers take
-  part; a 'plain' table has two columns whatever `num_columns` says. To aim at
-  a length, call `draw_layout` and `estimate_rows` first, and pass that layout
-  alone.
+  part; a table of PLAIN_LAYOUTS has two columns whatever `num_columns` says. To
+  aim at a length, call `draw_layout` and `estimate_rows` first, and pass that
+  layout alone.
 
   Raises:
     ValueError: for unknown tasks or layouts, for weights that leave no choice,
@@ -281,7 +284,7 @@ def make_conversation(
   _check_weights(tasks, known=TASKS, what='tasks')
   layout = draw_layout(rng, layouts)
   plain_numbers = False
-  if layout == 'plain':
+  if layout in PLAIN_LAYOUTS:
     num_columns = PLAIN_COLUMNS
     plain_numbers = _plain_has_numbers(rng, tasks)
   table = make_table(
@@ -306,7 +309,7 @@ def make_conversation(
 def _plain_has_numbers(
   rng: np.random.Generator, tasks: dict[str, float]
 ) -> bool:
-  """Whether the values of a 'plain' table are numbers, which 'sort' needs.
+  """Whether values in PLAIN_LAYOUTS are numbers, which 'sort' needs.
 
   ours: in half the tables, as a number is several tokens to retrieve; in all
   of them if none of the tasks can do without.
@@ -358,8 +361,8 @@ def conversation_turns(
 def vocabulary_text() -> str:
   """Text to train a tokenizer on, so that 'plain' words become one piece.
 
-  Holds each word of small 'plain' tables and of their questions and answers
-  once, after a space, as all of them stand in a conversation.
+  Holds each word of the cells of small 'plain' tables, and of their questions
+  and answers, once, after a space, as all of them stand in a conversation.
   """
   lists = table_values.word_lists()
   words = [word for name in (KEY_COLUMN, *PLAIN_WORDS) for word in lists[name]]
@@ -381,6 +384,7 @@ def log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
 
 
 def fingerprint() -> str:
-  """Changes when the cells of tables do, as with another version of Faker."""
-  lists = json.dumps(table_values.word_lists(), sort_keys=True)
-  return hashlib.sha256(lists.encode()).hexdigest()[:16]
+  """Changes when the text of tables does, as with another version of Faker."""
+  lists = (table_values.word_lists(), table_values.remarks())
+  text = json.dumps(lists, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]

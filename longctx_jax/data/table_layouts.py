@@ -16,6 +16,8 @@ import numpy as np
 from longctx_jax.data import table_values
 
 KEY_COLUMN = 'name'
+# A key and a value on each line; in 'annotated' remarks follow them.
+PLAIN_LAYOUTS = ('plain', 'annotated')
 PLAIN_COLUMNS = 2
 
 # What a column is for, and the names it goes by. One is drawn for each table.
@@ -28,7 +30,10 @@ MAX_COLUMNS = 4 + len(WORDS)
 
 
 class Table(NamedTuple):
-  """Cells, and the text that shows them. The first column is the key."""
+  """Cells, and the text that shows them. The first column is the key.
+
+  The remarks of 'annotated' are in the text alone: no task asks about them.
+  """
 
   columns: tuple[str, ...]
   rows: tuple[tuple[str, ...], ...]
@@ -79,6 +84,7 @@ LAYOUTS: dict[str, Callable[[Sequence[str], Rows], str]] = {
   'csv': _print_csv,
   'json': _print_json,
   'plain': _print_plain,
+  'annotated': _print_plain,
 }
 
 
@@ -104,12 +110,21 @@ def make_table(
       | Al | Ayr |       Bo,Rye
       | Bo | Rye |
 
-  In 'plain' the value is a word, or a number if `plain_numbers`.
+  In 'plain' the value is a word, or a number if `plain_numbers`. 'annotated'
+  is 'plain' with remarks of varying length, as in prose and code there is more
+  than what is asked for:
+
+      Al red Sense peace economy travel. /good/one/baby.gif
+      Bo teal
 
   Raises:
     ValueError: for an unknown layout, or sizes that it cannot have.
   """
   _check_layout(layout)
+  # Before what depends on num_rows: a table of another size, drawn from the
+  # same seed, has lines of about the same length.
+  annotated = layout == 'annotated'
+  most = int(rng.integers(1, table_values.MAX_REMARKS + 1)) if annotated else 0
   keys = draw_keys(rng, layout, num_rows, count=num_rows)
   columns = _draw_columns(rng, layout, num_columns, plain_numbers)
   cells = [keys]
@@ -126,7 +141,11 @@ def make_table(
     else:
       cells.append(table_values.draw_words(rng, column, num_rows))
   rows = tuple(zip(*cells, strict=True))
-  return Table(columns, rows, layout, LAYOUTS[layout](columns, rows))
+  lines = rows
+  if annotated:
+    remarks = table_values.draw_remarks(rng, num_rows, most=most)
+    lines = [(*row, *more) for row, more in zip(rows, remarks, strict=True)]
+  return Table(columns, rows, layout, LAYOUTS[layout](columns, lines))
 
 
 def _check_layout(layout: str) -> None:
@@ -137,10 +156,10 @@ def _check_layout(layout: str) -> None:
 def _draw_columns(
   rng: np.random.Generator, layout: str, num_columns: int, plain_numbers: bool
 ) -> tuple[str, ...]:
-  if layout == 'plain':
+  if layout in PLAIN_LAYOUTS:
     if num_columns != PLAIN_COLUMNS:
       raise ValueError(
-        f"a 'plain' table has {PLAIN_COLUMNS} columns, got {num_columns}"
+        f'a {layout!r} table has {PLAIN_COLUMNS} columns, got {num_columns}'
       )
     values = NUMBERS if plain_numbers else PLAIN_WORDS
     return KEY_COLUMN, str(rng.choice(values))
@@ -159,19 +178,19 @@ def draw_keys(
   """`count` distinct keys of those that a table of `num_rows` rows draws."""
   size = table_values.num_keys(num_rows)
   numbers = rng.choice(size, size=count, replace=False).tolist()
-  # In 'plain' a space ends the key.
-  joint = '-' if layout == 'plain' else ' '
+  # In PLAIN_LAYOUTS a space ends the key.
+  joint = '-' if layout in PLAIN_LAYOUTS else ' '
   return table_values.key_names(numbers, num_rows=num_rows, joint=joint)
 
 
 def estimate_rows(layout: str, num_columns: int, chars: int) -> int:
   """How many rows print to about `chars` characters; at least 1.
 
-  'plain' has two columns whatever `num_columns` says.
+  PLAIN_LAYOUTS have two columns whatever `num_columns` says.
   """
   _check_layout(layout)
   short, full = table_values.MAX_SHORT_ROWS, 4 * table_values.MAX_SHORT_ROWS
-  num_columns = PLAIN_COLUMNS if layout == 'plain' else num_columns
+  num_columns = PLAIN_COLUMNS if layout in PLAIN_LAYOUTS else num_columns
   num_rows = int(chars / _chars_per_row(layout, num_columns, short))
   if num_rows > short:
     num_rows = int(chars / _chars_per_row(layout, num_columns, full))
@@ -181,10 +200,10 @@ def estimate_rows(layout: str, num_columns: int, chars: int) -> int:
 
 @functools.cache
 def _chars_per_row(layout: str, num_columns: int, num_rows: int) -> float:
-  """Mean over a few tables, since their columns differ."""
+  """Mean over a few tables, since columns and lengths of remarks differ."""
   rng = np.random.default_rng(0)
   tables = [
     make_table(rng, num_rows=num_rows, layout=layout, num_columns=num_columns)
-    for _ in range(8)
+    for _ in range(32)  # ours: then 'annotated' is out by less than a tenth
   ]
   return sum(len(table.text) for table in tables) / len(tables) / num_rows

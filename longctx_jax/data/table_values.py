@@ -5,7 +5,9 @@ process, from a fixed seed, and tables draw from them with numpy. The lists are
 the same in every process with the same version of Faker.
 """
 
+import datetime
 import functools
+import re
 from collections.abc import Callable, Iterable
 
 import faker
@@ -30,6 +32,11 @@ MAX_ROWS = NUM_SHORT_NAMES * NUM_LAST_NAMES * 3 // 4
 MAX_REPEATS = 8
 # ours: and some value is in at most MAX_LISTED rows, few enough to list.
 MAX_LISTED = 4
+
+NUM_REMARKS = 100  # ours: of each kind, enough that few lines look alike
+# ours: a few sentences, and yet a line that has all of them fits, but for one
+# in 10,000, into the 128 tokens of a laptop's short rows.
+MAX_REMARKS = 3
 
 
 @functools.lru_cache(maxsize=1)
@@ -61,6 +68,49 @@ def word_lists() -> dict[str, tuple[str, ...]]:
     'month': tuple(sorted(months)),
     'word': _distinct(fake, fake.word, NUM_SHORT_WORDS, is_word),
   }
+
+
+@functools.lru_cache(maxsize=1)
+def remarks() -> tuple[str, ...]:
+  """Running text in small pieces: prose, code and addresses in their looks.
+
+  None holds a short key as a word, in any case: a key is in its table once.
+  """
+  fake = faker.Faker('en_US', use_weighting=False)
+  keys = {key.casefold() for key in word_lists()['name']}
+  # Faker's own end is today: the pool would be another one every day.
+  end = datetime.datetime(2025, 1, 1)
+
+  def long_sentence() -> str:
+    return fake.sentence(12)
+
+  def address() -> str:
+    return fake.address().replace('\n', ', ')
+
+  def file_path() -> str:
+    return fake.file_path(depth=2)
+
+  def date() -> str:
+    return fake.date(end_datetime=end)
+
+  def is_remark(value: str) -> bool:
+    return keys.isdisjoint(re.findall(r'[^\W\d_]+', value.casefold()))
+
+  # ours: as many of each; these are the kinds that were measured.
+  kinds = (
+    fake.sentence,
+    long_sentence,
+    fake.catch_phrase,
+    fake.bs,
+    fake.uri,
+    file_path,
+    fake.email,
+    address,
+    fake.isbn13,
+    date,
+  )
+  pools = [_distinct(fake, kind, NUM_REMARKS, is_remark) for kind in kinds]
+  return tuple(remark for pool in pools for remark in pool)
 
 
 def _distinct(
@@ -147,3 +197,16 @@ def draw_numbers(rng: np.random.Generator, num_rows: int) -> list[str]:
   high = 10 ** len(str(2 * num_rows + 9))
   numbers = rng.choice(high - 10, size=num_rows, replace=False) + 10
   return [str(number) for number in numbers.tolist()]
+
+
+def draw_remarks(
+  rng: np.random.Generator, num_rows: int, *, most: int
+) -> list[tuple[str, ...]]:
+  """0 to `most` remarks for each row."""
+  pool = remarks()
+  counts = rng.integers(most + 1, size=num_rows)
+  picks = rng.integers(len(pool), size=counts.sum())
+  return [
+    tuple(pool[i] for i in part.tolist())
+    for part in np.split(picks, np.cumsum(counts)[:-1])
+  ]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from longctx_jax.config import ConfigError, DocumentRows
+from longctx_jax.data import synthetic_tables
 from longctx_jax.data.row_sources import (
   StoredRows,
   SyntheticTableRows,
@@ -148,7 +149,7 @@ def test_an_unknown_task_or_layout_is_refused_before_any_row(corpus, changes):
     SyntheticTableRows(tables, corpus.tokenizer, ROW_LEN, (0, 0))
 
 
-@pytest.mark.parametrize('layout', ['plain', 'markdown', 'csv', 'json'])
+@pytest.mark.parametrize('layout', synthetic_tables.LAYOUTS)
 def test_tables_fill_the_length_that_is_asked_for(corpus, layout):
   tables = dataclasses.replace(
     TABLES, layouts={layout: 1.0}, num_columns=4, max_questions=1000
@@ -162,3 +163,25 @@ def test_tables_fill_the_length_that_is_asked_for(corpus, layout):
     assert 0.6 * length < used <= length
     num_questions = len(conversation.questions)
     assert num_questions == -(-len(conversation.table.rows) // 2)
+
+
+ANNOTATED = dataclasses.replace(TABLES, layouts={'annotated': 1.0})
+
+
+def test_annotated_tables_fill_lengths_though_their_remarks_differ(corpus):
+  used = [
+    len(
+      make_table_conversation(
+        np.random.default_rng(seed), corpus.tokenizer, ANNOTATED, 1000
+      ).encoded[0]
+    )
+    for seed in range(40)
+  ]
+  assert max(used) <= 1000
+  assert np.mean(used) > 850
+
+
+def test_rows_too_short_for_some_annotated_lines_are_filled(corpus):
+  tables = dataclasses.replace(ANNOTATED, min_len=32, max_len=72)
+  rows = SyntheticTableRows(tables, corpus.tokenizer, 72, (0, 0))
+  assert all(0 < len(rows.row(i).tokens) <= 72 for i in range(300))

@@ -17,6 +17,7 @@ from longctx_jax.data import synthetic_tables as tables
 
 SIZES = st.one_of(st.integers(1, 12), st.sampled_from([191, 192, 193, 300]))
 SEEDS = st.integers(0, 2**32)
+LISTS = ('plain', 'annotated')
 
 
 @st.composite
@@ -26,7 +27,7 @@ def any_table(draw):
     np.random.default_rng(draw(SEEDS)),
     num_rows=draw(SIZES),
     layout=layout,
-    num_columns=2 if layout == 'plain' else draw(st.integers(2, 9)),
+    num_columns=2 if layout in LISTS else draw(st.integers(2, 9)),
     plain_numbers=draw(st.booleans()),
   )
 
@@ -58,11 +59,18 @@ def read_plain(text):
   return None, [tuple(line.split()) for line in text.splitlines()]
 
 
+def read_annotated(text):
+  """A key and a value, and after them whatever is on the line."""
+  lines = [line.strip().split(' ', 2) for line in text.split('\n')]
+  return None, [(key, value) for key, value, *_ in lines]
+
+
 READERS = {
   'markdown': read_markdown,
   'csv': read_csv,
   'json': read_json,
   'plain': read_plain,
+  'annotated': read_annotated,
 }
 
 
@@ -127,3 +135,21 @@ def test_a_solver_that_sees_only_text_agrees_on_every_task(table, seed):
     question = tables.ask(rng, table, task)
     assert question.task == task
     assert solve(columns, rows, question.text) == question.answer
+
+
+@settings(max_examples=100, deadline=None)
+@given(num_rows=SIZES, seed=SEEDS, numbers=st.booleans())
+def test_a_search_for_any_key_finds_its_own_line_alone(num_rows, seed, numbers):
+  table = tables.make_table(
+    np.random.default_rng(seed),
+    num_rows=num_rows,
+    layout='annotated',
+    num_columns=2,
+    plain_numbers=numbers,
+  )
+  text = ' ' + table.text.casefold()
+  for key, value in table.rows:
+    [line] = re.findall(rf'\b{key.casefold()}\b.*', text)
+    assert f'{line} '.startswith(f'{key} {value} '.casefold())
+  absent = tables.ask(np.random.default_rng(seed), table, 'absent').text
+  assert not re.search(rf'\b{absent.casefold()}\b', text)

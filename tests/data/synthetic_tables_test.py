@@ -21,7 +21,10 @@ FEW = {'retrieve', 'filter', 'count', 'position', 'absent'}
 OFFERED = {
   ('plain', 2, False): {'retrieve', 'position', 'absent'},
   ('plain', 2, True): {'retrieve', 'position', 'absent', 'sort'},
+  ('annotated', 2, False): {'retrieve', 'position', 'absent'},
+  ('annotated', 2, True): {'retrieve', 'position', 'absent', 'sort'},
 }
+LISTS = ('plain', 'annotated')
 for _layout in ('markdown', 'csv', 'json'):
   OFFERED[_layout, 2, False] = FEW
   OFFERED[_layout, 3, False] = FEW | {'retrieve_row', 'sum', 'sort'}
@@ -78,7 +81,9 @@ def test_columns_keep_what_their_tasks_rely_on(num_rows, seed):
     assert all(a != b for a, b in zip(cells['name'], cells[link], strict=True))
 
 
-@pytest.mark.parametrize('kind', [('csv', 4, False), ('plain', 2, False)])
+@pytest.mark.parametrize(
+  'kind', [('csv', 4, False), ('plain', 2, False), ('annotated', 2, False)]
+)
 def test_keys_are_unique_in_20_000_rows(kind):
   table = make(kind, num_rows=20_000)
   assert len({row[0] for row in table.rows}) == 20_000
@@ -100,8 +105,9 @@ def test_keys_of_plain_tables_are_not_values_too():
 def test_impossible_tables_are_refused():
   with pytest.raises(ValueError, match="unknown layout 'html'"):
     make(('html', 4, False))
-  with pytest.raises(ValueError, match="'plain' table has 2 columns, got 3"):
-    make(('plain', 3, False))
+  for layout in LISTS:
+    with pytest.raises(ValueError, match=f"'{layout}' table has 2 .*, got 3"):
+      make((layout, 3, False))
   with pytest.raises(ValueError, match='2 to 9 columns, got 10'):
     make(('csv', 10, False))
   for num_rows in (0, table_values.MAX_ROWS + 1):
@@ -113,8 +119,8 @@ def test_impossible_tables_are_refused():
 @pytest.mark.parametrize('layout', tables.LAYOUTS)
 def test_estimated_rows_print_to_the_length_asked_for(layout, chars):
   num_rows = tables.estimate_rows(layout, 6, chars)
-  kind = (layout, 2 if layout == 'plain' else 6, False)
-  texts = [make(kind, seed, num_rows).text for seed in range(20)]
+  kind = (layout, 2 if layout in LISTS else 6, False)
+  texts = [make(kind, seed, num_rows).text for seed in range(80)]
   assert np.mean([len(text) for text in texts]) == pytest.approx(chars, rel=0.2)
 
 
@@ -276,9 +282,10 @@ def test_tasks_and_layouts_come_by_weight():
   assert counts['plain'] == pytest.approx(500, abs=80)
 
 
-def test_plain_tables_hold_numbers_only_where_sorting_is_wanted():
+@pytest.mark.parametrize('layout', LISTS)
+def test_lists_hold_numbers_only_where_sorting_is_wanted(layout):
   def share_of_numbers(tasks):
-    made = [converse(seed, 'plain', tasks)[0] for seed in range(100)]
+    made = [converse(seed, layout, tasks)[0] for seed in range(100)]
     return np.mean([table.rows[0][1].isdigit() for table in made])
 
   assert share_of_numbers({'retrieve': 1.0, 'sort': 0.0}) == 0
@@ -324,12 +331,18 @@ def test_plain_words_are_in_the_vocabulary_and_always_follow_a_space():
         assert {w for w in words if not w[1:].isdigit()} <= vocabulary
 
 
-def test_the_fingerprint_follows_the_word_lists(monkeypatch):
+def test_the_fingerprint_follows_the_lists_and_the_remarks(monkeypatch):
   before = tables.fingerprint()
   assert before == tables.fingerprint()
   changed = table_values.word_lists() | {'month': ('May',)}
-  monkeypatch.setattr(table_values, 'word_lists', lambda: changed)
-  assert tables.fingerprint() != before
+  remarks = table_values.remarks()
+  with monkeypatch.context() as patch:
+    patch.setattr(table_values, 'word_lists', lambda: changed)
+    assert tables.fingerprint() != before
+  with monkeypatch.context() as patch:
+    patch.setattr(table_values, 'remarks', lambda: remarks[1:])
+    assert tables.fingerprint() != before
+  assert tables.fingerprint() == before
 
 
 def test_log_uniform_gives_each_octave_the_same_share():
