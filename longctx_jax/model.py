@@ -82,7 +82,7 @@ class Attention(nnx.Module):
     rotate = functools.partial(
       apply_rope,
       positions=positions,
-      frequencies=jnp.asarray(frequencies),
+      frequencies=frequencies,
       scale=scale,
     )
     kernels = (self.query, self.key, self.value)

@@ -1,16 +1,21 @@
 """Rotary position embedding with a configurable base and scaling.
 
-RoPE: arXiv:2104.09864. Angles and the rotation itself are float32 whatever the
-inputs: bfloat16 rounds position 257 to 256, and breaks the shift invariance
-that long contexts rely on (AnchorAttention, arXiv:2411.13476, sec. 3).
+RoPE: arXiv:2104.09864. The rotation is float32 whatever the inputs: bfloat16
+rounds position 257 to 256, and breaks the shift invariance that long contexts
+rely on (AnchorAttention, arXiv:2411.13476, sec. 3). Float32 does the same to
+position * frequency, only later: near 500,000 it is off by up to 0.016 radians.
+So angles are kept as turns, in fixed point, where whole turns drop out of an
+integer product by overflow and nothing is lost at any position.
+
 Halves are rotated against each other (Hugging Face layout), not even/odd pairs.
 """
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float64, Int
 
 from longctx_jax.array_types import typed
 
@@ -52,7 +57,7 @@ def rope_frequencies(
     high_freq_factor: llama3: wavelengths below original_len / this are kept.
 
   Returns:
-    float32 [H / 2] frequencies, and the factor on cos and sin (1 but for yarn).
+    float64 [H / 2] frequencies, and the factor on cos and sin (1 but for yarn).
   """
   if head_dim % 2:
     raise ValueError(f'head_dim must be even for RoPE, got {head_dim}')
@@ -78,7 +83,7 @@ def rope_frequencies(
     span = high_freq_factor - low_freq_factor
     keep = np.clip((turns - low_freq_factor) / span, 0, 1)
     frequencies = frequencies * (keep + (1 - keep) / factor)
-  return frequencies.astype(np.float32), scale
+  return frequencies, scale
 
 
 def _yarn_keep(head_dim, base, original_len, beta_fast, beta_slow):
@@ -98,15 +103,34 @@ def _yarn_keep(head_dim, base, original_len, beta_fast, beta_slow):
 def apply_rope(
   x: Float[Array, 'B T N H'],
   positions: Int[Array, 'B T'],
-  frequencies: Float[Array, 'H/2'],
+  frequencies: Float64[np.ndarray, 'H/2'],
   scale: float = 1.0,
 ) -> Float[Array, 'B T N H']:
   """Rotates each head by its position; float32 inside, dtype of x outside."""
-  angles = positions.astype(jnp.float32)[:, :, None, None]
-  angles = angles * frequencies[None, None, None]
+  angles = _angles(positions, frequencies)[:, :, None]
   cos, sin = jnp.cos(angles) * scale, jnp.sin(angles) * scale
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   rotated = jnp.concatenate(
     [first * cos - second * sin, second * cos + first * sin], axis=-1
   )
   return rotated.astype(x.dtype)
+
+
+def _angles(positions, frequencies):
+  """position * frequency - 2 pi n, float32 [B, T, H / 2], for some whole n.
+
+  A frequency is a whole number of 2**-32 turns, and a rest below one half.
+  Times the position, the former wraps around as turns do; the latter stays
+  small. Positions are exact up to 2**24.
+  """
+  per_token = frequencies / (2 * math.pi) * 2.0**32
+  whole = np.round(per_token)
+  rest = np.float32(per_token - whole)
+  product = (
+    positions.astype(jnp.uint32)[..., None]
+    * jnp.asarray((whole % 2.0**32).astype(np.uint32))[None, None]
+  )
+  # As signed, from half a turn back to half a turn on.
+  near = jax.lax.bitcast_convert_type(product, jnp.int32).astype(jnp.float32)
+  far = positions.astype(jnp.float32)[..., None] * rest[None, None]
+  return (near + far) * np.float32(2 * math.pi / 2.0**32)
