@@ -217,6 +217,10 @@ class MeshConfig:
   fsdp: int = -1
   context: int = 1
   tensor: int = 1
+  # How the parts of a row on `context` attend to each other, and which parts
+  # lie where: see ops.context_parallel and ops.sequence_layout.
+  context_kind: Literal['ring', 'allgather', 'ulysses'] = 'ring'
+  context_layout: Literal['contiguous', 'zigzag'] = 'zigzag'
 
 
 @dataclasses.dataclass(frozen=True)

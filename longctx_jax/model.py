@@ -17,7 +17,12 @@ from longctx_jax.array_types import typed
 from longctx_jax.config import ModelConfig, RopeConfig
 from longctx_jax.ops.attention import dense_attention
 from longctx_jax.ops.blockwise_attention import blockwise_attention
+from longctx_jax.ops.context_parallel import (
+  ContextParallel,
+  context_parallel_attention,
+)
 from longctx_jax.ops.rope import apply_rope, rope_frequencies
+from longctx_jax.ops.sequence_layout import stored_index
 
 REMAT_POLICIES = {
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -52,7 +57,13 @@ def _kernel(rngs, shape, num_inputs, dtype, scale=1.0):
 class Attention(nnx.Module):
   """Grouped-query attention (arXiv:2305.13245) with RoPE."""
 
-  def __init__(self, config: ModelConfig, rope: RopeConfig, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    config: ModelConfig,
+    rope: RopeConfig,
+    parallel: ContextParallel | None,
+    rngs: nnx.Rngs,
+  ):
     D, N, K, H = (
       config.embed_dim,
       config.num_heads,
@@ -64,7 +75,7 @@ class Attention(nnx.Module):
     self.key = _kernel(rngs, (D, K, H), D, *how)
     self.value = _kernel(rngs, (D, K, H), D, *how)
     self.out = _kernel(rngs, (N, H, D), N * H, *how)
-    self.config, self.rope = config, rope
+    self.config, self.rope, self.parallel = config, rope, parallel
 
   @typed
   def __call__(
@@ -90,14 +101,23 @@ class Attention(nnx.Module):
       jnp.einsum('BTD,DNH->BTNH', x, kernel[...].astype(x.dtype))
       for kernel in kernels
     )
-    if config.attention == 'dense':
-      attend = dense_attention
-    else:
-      attend = functools.partial(
-        blockwise_attention, block_len=config.attention_block_len
-      )
+    attend = _attention_path(config, self.parallel, x.shape[1])
     out = attend(rotate(q), rotate(k), v, segment_ids=segment_ids)
     return jnp.einsum('BTNH,NHD->BTD', out, self.out[...].astype(x.dtype))
+
+
+def _attention_path(config, parallel, T):
+  if config.attention == 'dense':
+    index = parallel and jnp.asarray(
+      stored_index(parallel.layout, T, parallel.num_shards)
+    )
+    return functools.partial(dense_attention, index=index)
+  block_len = config.attention_block_len
+  if parallel is None:
+    return functools.partial(blockwise_attention, block_len=block_len)
+  return functools.partial(
+    context_parallel_attention, parallel=parallel, block_len=block_len
+  )
 
 
 class MLP(nnx.Module):
@@ -122,12 +142,18 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
   """One pre-norm layer."""
 
-  def __init__(self, config: ModelConfig, rope: RopeConfig, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    config: ModelConfig,
+    rope: RopeConfig,
+    parallel: ContextParallel | None,
+    rngs: nnx.Rngs,
+  ):
     norm = functools.partial(
       RMSNorm, config.embed_dim, config.norm_eps, config.param_dtype
     )
     self.attention_norm, self.mlp_norm = norm(), norm()
-    self.attention = Attention(config, rope, rngs)
+    self.attention = Attention(config, rope, parallel, rngs)
     self.mlp = MLP(config, rngs)
 
   def __call__(self, x, segment_ids, positions):
@@ -137,16 +163,26 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-  """Tokens to final hidden states; the loss does the unembedding in chunks."""
+  """Tokens to final hidden states; the loss does the unembedding in chunks.
 
-  def __init__(self, config: ModelConfig, rope: RopeConfig, *, rngs: nnx.Rngs):
+  With `parallel`, tokens arrive in its layout and lie on its mesh.
+  """
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    rope: RopeConfig,
+    parallel: ContextParallel | None = None,
+    *,
+    rngs: nnx.Rngs,
+  ):
     V, D, L = config.vocab_size, config.embed_dim, config.num_layers
     self.embedding = _kernel(rngs, (V, D), D, config.param_dtype)
 
     @nnx.split_rngs(splits=L)
     @nnx.vmap(in_axes=0, out_axes=0)
     def make_blocks(rngs):
-      return Block(config, rope, rngs)
+      return Block(config, rope, parallel, rngs)
 
     self.blocks = make_blocks(rngs)
     self.final_norm = RMSNorm(D, config.norm_eps, config.param_dtype)
@@ -194,8 +230,14 @@ class Transformer(nnx.Module):
     return self.final_norm(scan(x, self.blocks))
 
 
-def model_graph(config: ModelConfig, rope: RopeConfig) -> nnx.GraphDef:
+def model_graph(
+  config: ModelConfig,
+  rope: RopeConfig,
+  parallel: ContextParallel | None = None,
+) -> nnx.GraphDef:
   """The model without parameters: `nnx.merge(graph, params)` makes one."""
   return nnx.split(
-    nnx.eval_shape(lambda: Transformer(config, rope, rngs=nnx.Rngs(0)))
+    nnx.eval_shape(
+      lambda: Transformer(config, rope, parallel, rngs=nnx.Rngs(0))
+    )
   )[0]

@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from longctx_jax.config import ConfigError, MeshConfig, StageConfig
+from longctx_jax.ops.context_parallel import ContextParallel, check_split
+from longctx_jax.ops.sequence_layout import check_layout
 
 AXES = ('data', 'fsdp', 'context', 'tensor')
 BATCH_SPEC = P(('data', 'fsdp'), 'context')
@@ -73,6 +75,17 @@ def check_divisible(config: StageConfig, mesh: Mesh) -> None:
         f'{what}={size} does not divide over the {shards} shards of mesh axis'
         f' {" x ".join(axes)}'
       )
+  parallel = context_parallel(config.mesh, mesh)
+  try:
+    check_layout(parallel.layout, data.seq_len, parallel.num_shards)
+    check_split(parallel, model.num_heads, model.num_kv_heads)
+  except ValueError as error:
+    raise ConfigError(f'mesh: {error}') from error
+
+
+def context_parallel(config: MeshConfig, mesh: Mesh) -> ContextParallel:
+  """How the stage's rows are split over `mesh`."""
+  return ContextParallel(mesh, config.context_kind, config.context_layout)
 
 
 def param_shardings(tree, mesh: Mesh):

@@ -19,9 +19,12 @@ from longctx_jax.checkpoint import Checkpoints
 from longctx_jax.config import ConfigError, StageConfig, to_json
 from longctx_jax.data.pipeline import BatchSource, DataState, make_pipeline
 from longctx_jax.data.prepare import Corpus
+from longctx_jax.flops import Throughput
 from longctx_jax.loss import loss_sum_and_weight
 from longctx_jax.metrics import MetricsWriter
 from longctx_jax.model import Transformer, model_graph
+from longctx_jax.ops.attention_work import attention_work
+from longctx_jax.ops.sequence_layout import to_layout
 from longctx_jax.optimizer import make_optimizer, make_schedule
 from longctx_jax.progress import Progress
 
@@ -88,9 +91,10 @@ def mean_loss_and_grads(
   return loss_sum / safe_weight, weight, grads
 
 
-def make_train_step(config: StageConfig):
+def make_train_step(config: StageConfig, mesh: Mesh):
   """The compiled (state, batch) -> (state, metrics); the state is donated."""
-  graph = model_graph(config.model, config.rope)
+  parallel = sharding.context_parallel(config.mesh, mesh)
+  graph = model_graph(config.model, config.rope, parallel)
   optimizer = make_optimizer(config.optimizer, config.train.steps)
   schedule = make_schedule(
     config.optimizer, config.optimizer.peak_lr, config.train.steps
@@ -102,15 +106,30 @@ def make_train_step(config: StageConfig):
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    work = attention_work(
+      batch.segment_ids, parallel, config.model.attention_block_len
+    )
     metrics = {
       'loss': loss,
       'grad_norm': optax.tree.norm(grads),
       'lr': schedule(state.step),
       'target_weight': weight,
+      'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32),
+      'attended_pairs': work.attended_pairs,
+      'attention_tile_share': work.tile_share,
+      'ring_hop_share': work.hop_share,
+      'device_imbalance': work.imbalance,
     }
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return jax.jit(train_step, donate_argnums=0)
+
+
+def put_batch(batch: Batch, config: StageConfig, mesh: Mesh) -> Batch:
+  """Puts a host's batch onto the mesh, stored in the layout of its rows."""
+  _, _, layout = parallel = sharding.context_parallel(config.mesh, mesh)
+  stored = (to_layout(x, layout, parallel.num_shards) for x in batch)
+  return jax.device_put(Batch(*stored), sharding.batch_sharding(mesh))
 
 
 class Trained(NamedTuple):
@@ -148,8 +167,9 @@ def train(
   state, first_step, elapsed_before = _resume(
     checkpoints, state, source, config
   )
-  train_step = make_train_step(config)
+  train_step = make_train_step(config, mesh)
   batches = make_pipeline(source, batch_size, start_step=first_step)
+  throughput = Throughput(config.model, mesh.devices)
   began = time.monotonic()
 
   def elapsed():
@@ -168,8 +188,11 @@ def train(
   def record(step, metrics):
     metrics = {name: float(value) for name, value in metrics.items()}
     _check_finite(metrics, step, config, source)
+    throughput.add(metrics['tokens'], metrics['attended_pairs'])
     if step % config.train.log_every == 0 or step == steps - 1:
-      writer.write(step, {**metrics, 'elapsed_s': elapsed()})
+      writer.write(
+        step, {**metrics, **throughput.take(), 'elapsed_s': elapsed()}
+      )
     progress.update(step + 1, {n: metrics[n] for n in ('loss', 'lr')})
 
   with (
@@ -179,7 +202,7 @@ def train(
   ):
     unread = None
     for step in range(first_step, steps):
-      batch = jax.device_put(next(batches), sharding.batch_sharding(mesh))
+      batch = put_batch(next(batches), config, mesh)
       state, metrics = train_step(state, batch)
       # Reading the metrics waits for the step, so read those of the step
       # before while this one runs.

@@ -17,6 +17,7 @@ from longctx_jax.model import model_graph
 from longctx_jax.train import (
   init_state,
   mean_loss_and_grads,
+  put_batch,
   train,
 )
 from tests import small
@@ -32,9 +33,10 @@ def first_batch(config, corpus):
 
 
 def loss_and_grads(config, batch, mesh, num_micro=1):
-  graph = model_graph(config.model, config.rope)
+  parallel = sharding.context_parallel(config.mesh, mesh)
+  graph = model_graph(config.model, config.rope, parallel)
   params = init_state(config, mesh).params
-  batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+  batch = put_batch(batch, config, mesh)
   run = jax.jit(mean_loss_and_grads, static_argnums=(0, 3))
   loss, _, grads = run(graph, params, batch, num_micro)
   return jax.device_get((loss, grads))
@@ -71,6 +73,10 @@ def test_four_micro_batches_equal_one_big_batch(corpus):
     {'fsdp': 8},
     {'data': 2, 'fsdp': 2, 'context': 2},
     {'fsdp': 4, 'tensor': 2},
+    {'context': 8, 'fsdp': 1},
+    {'context': 8, 'fsdp': 1, 'context_layout': 'contiguous'},
+    {'context': 4, 'fsdp': 2, 'context_kind': 'allgather'},
+    {'context': 4, 'fsdp': 2, 'context_kind': 'ulysses'},
   ],
   ids=str,
 )
@@ -93,6 +99,28 @@ def test_two_and_two_steps_equal_four_bit_for_bit(corpus, tmp_path):
   resumed = train(config, corpus, tmp_path / 'killed', mesh)
   assert_equal_bits(resumed.state, whole.state)
   assert [m['step'] for m in read_metrics(tmp_path / 'killed/metrics.jsonl')]
+
+
+def test_metrics_count_the_work_of_attention(corpus, tmp_path):
+  config = small.stage_config(mesh={'fsdp': 2, 'context': 4})
+  train(config, corpus, tmp_path, sharding.make_mesh(config.mesh))
+  source = BatchSource(config.data, corpus, seed=0, num_steps=4)
+  batches = make_pipeline(source, config.data.batch_size)
+  for batch, metrics in zip(
+    batches, read_metrics(tmp_path / 'metrics.jsonl'), strict=True
+  ):
+    lengths = [
+      np.bincount(ids[ids > 0])[1:] if ids.any() else [0]
+      for ids in batch.segment_ids
+    ]
+    lengths = np.concatenate(lengths)
+    assert metrics['tokens'] == lengths.sum()
+    assert metrics['attended_pairs'] == (lengths * (lengths + 1) // 2).sum()
+    # Rows of packed documents: some of the work is left out, not all.
+    assert 0 < metrics['attention_tile_share'] < 1
+    assert 0 < metrics['ring_hop_share'] <= 1
+    assert metrics['device_imbalance'] >= 1
+    assert metrics['model_flops_per_s'] > metrics['tokens_per_s'] > 0
 
 
 def test_resuming_redoes_the_metrics_of_lost_steps_once(corpus, tmp_path):

@@ -42,7 +42,11 @@ class Predictor:
     self._params, self._mesh = params, mesh
     self._batch_tokens = config.evals.batch_tokens
     self._multiple = mesh.shape['data'] * mesh.shape['fsdp']
-    self._graph = model_graph(config.model, config.rope)
+    # Rows stay in order, so that predictions need not be put back into it.
+    parallel = sharding.context_parallel(config.mesh, mesh)
+    self._graph = model_graph(
+      config.model, config.rope, parallel._replace(layout='contiguous')
+    )
 
   def rows(
     self, rows: Sequence[np.ndarray]

@@ -13,7 +13,7 @@ Only 'ulysses' bounds R: it must divide N.
 
 import functools
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,28 @@ KINDS = ('ring', 'allgather', 'ulysses')
 AXIS = 'context'
 
 
+class ContextParallel(NamedTuple):
+  """How rows are split, and how their parts attend to each other."""
+
+  mesh: Mesh
+  kind: Kind = 'ring'
+  layout: Layout = 'contiguous'
+
+  @property
+  def num_shards(self) -> int:
+    """R."""
+    return self.mesh.shape.get(AXIS, 1)
+
+  def fit_block(self, block_len: int, T: int) -> int:
+    """`block_len`, or a chunk's length if that is shorter.
+
+    A block that held two chunks of zigzag would be needed wherever either is.
+    """
+    if self.layout == 'zigzag' and self.num_shards > 1:
+      return min(block_len, T // (2 * self.num_shards))
+    return block_len
+
+
 @typed
 def context_parallel_attention(
   q: Float[Array, 'B T N H'],
@@ -44,13 +66,11 @@ def context_parallel_attention(
   v: Float[Array, 'B T K H'],
   *,
   segment_ids: Int[Array, 'B T'] | None = None,
-  mesh: Mesh,
-  kind: Kind = 'ring',
-  layout: Layout = 'contiguous',
+  parallel: ContextParallel,
   block_len: int = 128,
   kernel: blockwise.TileKernel = blockwise.XLA,
 ) -> Float[Array, 'B T N H']:
-  """`dense_attention` over a mesh; all arrays are stored in `layout`.
+  """`dense_attention` over a mesh; all arrays are stored in the layout.
 
   Rows lie over mesh axes `data` and `fsdp`, tokens over `context`, heads over
   `tensor`; an axis that the mesh lacks splits nothing.
@@ -59,10 +79,12 @@ def context_parallel_attention(
     ValueError: T, N or K does not divide over its axis.
   """
   B, T, N, _ = q.shape
+  mesh, kind, layout = parallel
+  R = parallel.num_shards
   check_heads(N, k.shape[2])
-  R, tensor = (mesh.shape.get(axis, 1) for axis in (AXIS, 'tensor'))
   check_layout(layout, T, R)
-  _check_split(kind, N, k.shape[2], R, tensor)
+  check_split(parallel, N, k.shape[2])
+  block_len = parallel.fit_block(block_len, T)
   segment_ids = places(B, T, segment_ids, None).segment_ids
   rows = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.shape)
   context, heads = (a if a in mesh.shape else None for a in (AXIS, 'tensor'))
@@ -87,7 +109,10 @@ def context_parallel_attention(
   )(q, k, v, segment_ids)
 
 
-def _check_split(kind, N, K, R, tensor):
+def check_split(parallel: ContextParallel, N: int, K: int) -> None:
+  """Raises ValueError unless the heads divide over the mesh."""
+  kind, R = parallel.kind, parallel.num_shards
+  tensor = parallel.mesh.shape.get('tensor', 1)
   if kind not in KINDS:
     raise ValueError(f'unknown kind {kind!r}; there are {", ".join(KINDS)}')
   if N % tensor or K % tensor:

@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longctx_jax.ops.attention import dense_attention
-from longctx_jax.ops.context_parallel import context_parallel_attention
+from longctx_jax.ops.context_parallel import (
+  ContextParallel,
+  context_parallel_attention,
+)
 from longctx_jax.ops.sequence_layout import from_layout, to_layout
 from tests.ops.attention_inputs import (
   assert_equal_to,
@@ -34,10 +37,12 @@ class Path(NamedTuple):
   N: int = 4
   K: int = 2
 
-  def mesh(self):
-    sizes = [size for _, size in self.axes]
+  def parallel(self):
+    names, sizes = zip(*self.axes, strict=True)
     devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)
-    return jax.sharding.Mesh(devices, [name for name, _ in self.axes])
+    return ContextParallel(
+      jax.sharding.Mesh(devices, names), self.kind, self.layout
+    )
 
   @property
   def num_shards(self):
@@ -88,9 +93,7 @@ def parallel(path):
   )
   attend = functools.partial(
     context_parallel_attention,
-    mesh=path.mesh(),
-    kind=path.kind,
-    layout=path.layout,
+    parallel=path.parallel(),
     block_len=BLOCK_LEN,
   )
   run = with_gradients(attend)
@@ -193,17 +196,14 @@ def test_what_documents_rule_out_is_not_touched(path):
 def test_what_does_not_divide_is_refused_with_its_numbers(
   kind, layout, N, K, message
 ):
-  mesh = Path('', '', (('context', 4), ('tensor', 2))).mesh()
+  path = Path(kind, layout, (('context', 4), ('tensor', 2)))
   q, k, v, _ = random_qkv(0, (1, 16, N, K, H))
   with pytest.raises(ValueError, match=message):
-    # Beartype would catch a misspelt kind first: look at the message behind it.
-    context_parallel_attention.__wrapped__(
-      q, k, v, mesh=mesh, kind=kind, layout=layout
-    )
+    context_parallel_attention(q, k, v, parallel=path.parallel())
 
 
 def test_a_row_that_does_not_divide_is_refused_with_its_numbers():
-  mesh = Path('', '', (('context', 4),)).mesh()
+  path = Path('ring', 'zigzag', (('context', 4),))
   q, k, v, _ = random_qkv(0, (1, 12, 4, 2, H))
   with pytest.raises(ValueError, match=r'12 tokens .* 8 chunks .*zigzag.* 4'):
-    context_parallel_attention(q, k, v, mesh=mesh, layout='zigzag')
+    context_parallel_attention(q, k, v, parallel=path.parallel())

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from longctx_jax.ops import blockwise_attention as blockwise
 from longctx_jax.ops.attention import dense_attention
-from longctx_jax.ops.context_parallel import context_parallel_attention
+from longctx_jax.ops.context_parallel import (
+  ContextParallel,
+  context_parallel_attention,
+)
 from longctx_jax.ops.ring_attention import merge, needed_hops
 from longctx_jax.ops.sequence_layout import stored_index
 from longctx_jax.ops.tiles import needed_between_shards
@@ -105,8 +108,7 @@ def test_the_ring_makes_these_hops_and_no_more(segment_ids):
       k,
       v,
       segment_ids=stored,
-      mesh=mesh,
-      layout='zigzag',
+      parallel=ContextParallel(mesh, 'ring', 'zigzag'),
       block_len=BLOCK_LEN,
       kernel=counting(calls),
     )

@@ -1,0 +1,59 @@
+"""Model FLOPs against products written out, and the rates made of them."""
+
+import types
+
+import numpy as np
+import pytest
+
+from longctx_jax import flops
+from longctx_jax.config import ModelConfig
+from tests import small
+
+CONFIG = small.stage_config()
+
+
+def test_flops_are_those_of_the_products_written_out():
+  model = ModelConfig(
+    vocab_size=11,
+    embed_dim=6,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    hidden_dim=10,
+    tie_embeddings=True,
+    norm_eps=1e-6,
+    param_dtype='float32',
+    compute_dtype='float32',
+    block_init_scale=1.0,
+    remat='none',
+  )
+  queries_and_output = 2 * 6 * 4 * 8
+  keys_and_values = 2 * 6 * 2 * 8
+  mlp = 3 * 6 * 10
+  per_token = 3 * (queries_and_output + keys_and_values + mlp) + 6 * 11
+  per_pair = 3 * 4 * (8 + 8)
+  expected = 3 * 2 * (per_token * 5 + per_pair * 15)
+  assert flops.training_flops(model, 5, 15) == expected
+
+
+def rates(kind, seconds, monkeypatch):
+  clock = iter([0.0, seconds, seconds])
+  monkeypatch.setattr(flops.time, 'monotonic', lambda: next(clock))
+  devices = np.array([types.SimpleNamespace(device_kind=kind)] * 4)
+  throughput = flops.Throughput(CONFIG.model, devices)
+  throughput.add(100, 1000)
+  throughput.add(300, 5000)
+  return throughput.take()
+
+
+def test_rates_are_sums_over_seconds(monkeypatch):
+  total = flops.training_flops(CONFIG.model, 400, 6000)
+  got = rates('TPU v5', 2.0, monkeypatch)
+  assert got['tokens_per_s'] == 200
+  assert got['model_flops_per_s'] == pytest.approx(total / 2)
+  assert got['mfu'] == pytest.approx(total / 2 / (4 * 459e12))
+
+
+def test_no_utilisation_is_claimed_of_an_unknown_device(monkeypatch):
+  assert 'mfu' not in rates('cpu', 2.0, monkeypatch)
