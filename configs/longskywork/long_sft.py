@@ -61,5 +61,6 @@ def get_config(arg: str = '') -> ConfigDict:
     c.mesh.context = 1
     c.optimizer.schedule = 'linear'
     c.optimizer.adam_peak_lr = 5e-3
+    c.train.steps = 350
     c.checkpoint.every_steps = 50
   return c

@@ -50,6 +50,6 @@ def get_config(arg: str = '') -> ConfigDict:
     )
     c.optimizer.peak_lr = 5e-3
     c.optimizer.adam_peak_lr = 1e-2
-    c.train.steps = 1200
+    c.train.steps = 1400
     c.checkpoint.every_steps = 200
   return c

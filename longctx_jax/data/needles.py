@@ -2,6 +2,8 @@
 
 A needle names a key and a value; the question ends with the key, and the answer
 gives both, so that what stands before the value is the same in text and answer.
+The test gives the key as the answer's beginning, as RULER's answer prefix does
+(arXiv:2404.06654), and asks for the value and the end.
 Keys and values are the short words of synthetic tables: a guess has one chance
 in dozens. Single and multi-needle tests differ only in how many needles lie in
 the haystack (gkamradt/LLMTest_NeedleInAHaystack; distractors as in
@@ -21,6 +23,7 @@ class Needle(NamedTuple):
   sentence: str
   question: str
   answer: str
+  value: str  # what the answer ends with
 
 
 def draw_needles(rng: np.random.Generator, count: int) -> list[Needle]:
@@ -33,6 +36,7 @@ def draw_needles(rng: np.random.Generator, count: int) -> list[Needle]:
       sentence=f' The magic word: {key} {value}.',
       question=f'What is the magic word of {key}',
       answer=f'{key} {value}',
+      value=value,
     )
     for key, value in zip(keys, values, strict=True)
   ]

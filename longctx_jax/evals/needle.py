@@ -17,10 +17,10 @@ from longctx_jax.evals.predict import Predictor
 
 
 class NeedleExample(NamedTuple):
-  """One prompt with its answer at the end."""
+  """One prompt with its answer at the end; the key it begins with is given."""
 
   tokens: np.ndarray  # int32 [length], the answer included
-  answer_len: int
+  value_len: int  # tokens at the end that must be right
 
 
 def make_example(
@@ -62,12 +62,13 @@ def make_example(
   places = [round(depth * room), *rng.integers(room + 1, size=num_needles - 1)]
   filled = hide_needles(text, hidden, places)
   tokens = [tokenizer.bos_id, user, *filled, *question, *answer]
-  return NeedleExample(np.array(tokens, np.int32), len(answer))
+  value_len = len(encode_answer(tokenizer, needles[0].value))
+  return NeedleExample(np.array(tokens, np.int32), value_len)
 
 
 def is_exact(example: NeedleExample, predictions: np.ndarray) -> bool:
-  """Whether greedy decoding gives the answer and ends there."""
-  n = example.answer_len
+  """Whether greedy decoding goes on with the value and ends there."""
+  n = example.value_len
   return bool(np.array_equal(predictions[-n:], example.tokens[-n:]))
 
 

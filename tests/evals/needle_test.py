@@ -67,7 +67,9 @@ def test_the_needle_lies_at_its_depth_of_an_example_of_exact_length(
   # The first draw of the generator is the needle.
   [needle] = draw_needles(np.random.default_rng(0), 1)
   answer = [*tokenizer.encode(' ' + needle.answer).tolist(), tokenizer.end_id]
-  assert example.tokens[-example.answer_len :].tolist() == answer
+  assert example.tokens[-len(answer) :].tolist() == answer
+  value = [*tokenizer.encode(' ' + needle.value).tolist(), tokenizer.end_id]
+  assert example.tokens[-example.value_len :].tolist() == value
   hidden = tokenizer.encode(needle.sentence)
   question = tokenizer.encode(f'\n {needle.question}').tolist()
   frame = 2 + len(question) + 1 + len(answer)
@@ -123,7 +125,7 @@ def test_all_needles_are_hidden_and_one_is_asked_for(corpus, haystack):
 
 def test_only_the_whole_answer_is_exact(corpus, haystack):
   example = example_of(corpus, haystack, 0.5)
-  n = example.answer_len
+  n = example.value_len
   predictions = np.zeros(len(example.tokens) - 1, int)
   predictions[-n:] = example.tokens[-n:]
   assert is_exact(example, predictions)
