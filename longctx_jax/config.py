@@ -164,6 +164,8 @@ class ModelConfig:
   remat: Literal['none', 'dots', 'full']
   attention: Literal['dense', 'blockwise'] = 'blockwise'
   attention_block_len: int = 128
+  # What walks the tiles of 'blockwise': see ops.kernels.choice.
+  attention_kernel: Literal['auto', 'xla', 'pallas'] = 'auto'
   loss_chunk_len: int = 2048
   # Layers written out per step of the scan. On CPUs a scanned layer runs its
   # element-wise work on one core, so small models unroll them all (-1).

@@ -21,6 +21,7 @@ from longctx_jax.ops.context_parallel import (
   ContextParallel,
   context_parallel_attention,
 )
+from longctx_jax.ops.kernels.choice import choose_kernel, kernel_of
 from longctx_jax.ops.rope import apply_rope, rope_frequencies
 from longctx_jax.ops.sequence_layout import stored_index
 
@@ -115,8 +116,12 @@ def _attention_path(config, parallel, T):
   block_len = config.attention_block_len
   if parallel is None:
     return functools.partial(blockwise_attention, block_len=block_len)
+  choice = choose_kernel(config.attention_kernel, parallel.platform, block_len)
   return functools.partial(
-    context_parallel_attention, parallel=parallel, block_len=block_len
+    context_parallel_attention,
+    parallel=parallel,
+    block_len=block_len,
+    kernel=kernel_of(choice.name),
   )
 
 

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from longctx_jax.config import ConfigError, MeshConfig, StageConfig
 from longctx_jax.ops.context_parallel import ContextParallel, check_split
+from longctx_jax.ops.kernels.choice import choose_kernel
 from longctx_jax.ops.sequence_layout import check_layout
 
 AXES = ('data', 'fsdp', 'context', 'tensor')
@@ -79,8 +80,11 @@ def check_divisible(config: StageConfig, mesh: Mesh) -> None:
   try:
     check_layout(parallel.layout, data.seq_len, parallel.num_shards)
     check_split(parallel, model.num_heads, model.num_kv_heads)
+    choose_kernel(
+      model.attention_kernel, parallel.platform, model.attention_block_len
+    )
   except ValueError as error:
-    raise ConfigError(f'mesh: {error}') from error
+    raise ConfigError(f'mesh and model: {error}') from error
 
 
 def context_parallel(config: MeshConfig, mesh: Mesh) -> ContextParallel:

@@ -249,6 +249,21 @@ def test_a_mesh_that_does_not_fit_is_refused_with_its_numbers(config, says):
       {'model': {'vocab_size': 767}, 'corpus': {'vocab_size': 767}},
       r'model.vocab_size=767 .* 2 shards of mesh axis tensor',
     ),
+    (
+      MeshConfig(fsdp=1, context=8),
+      {'data': {'seq_len': 136}},
+      r"136 tokens .* 16 chunks of layout 'zigzag' on 8 context shards",
+    ),
+    (
+      MeshConfig(fsdp=1, context=8),
+      {'mesh': {'context_kind': 'ulysses'}},
+      r'the 4 heads of a device do not divide over 8 context shards',
+    ),
+    (
+      MeshConfig(),
+      {'model': {'attention_kernel': 'pallas'}},
+      r"attention_kernel='pallas' runs on TPUs, not on 'cpu'",
+    ),
   ],
 )
 def test_a_size_that_does_not_divide_is_named_with_its_axis(

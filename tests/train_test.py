@@ -1,6 +1,7 @@
 """The step and the loop: accumulation, meshes, resuming, non-finite losses."""
 
 import dataclasses
+import logging
 import shutil
 
 import jax
@@ -101,9 +102,12 @@ def test_two_and_two_steps_equal_four_bit_for_bit(corpus, tmp_path):
   assert [m['step'] for m in read_metrics(tmp_path / 'killed/metrics.jsonl')]
 
 
-def test_metrics_count_the_work_of_attention(corpus, tmp_path):
+def test_metrics_count_the_work_of_attention(corpus, tmp_path, caplog):
   config = small.stage_config(mesh={'fsdp': 2, 'context': 4})
-  train(config, corpus, tmp_path, sharding.make_mesh(config.mesh))
+  with caplog.at_level(logging.INFO):
+    train(config, corpus, tmp_path, sharding.make_mesh(config.mesh))
+  assert "attention by kernel 'xla' (the kernels for TPUs" in caplog.text
+  assert '4 context shard(s)' in caplog.text
   source = BatchSource(config.data, corpus, seed=0, num_steps=4)
   batches = make_pipeline(source, config.data.batch_size)
   for batch, metrics in zip(

@@ -49,6 +49,11 @@ class ContextParallel(NamedTuple):
     """R."""
     return self.mesh.shape.get(AXIS, 1)
 
+  @property
+  def platform(self) -> str:
+    """Of the devices: 'cpu', 'gpu', 'tpu'."""
+    return self.mesh.devices.flat[0].platform
+
   def fit_block(self, block_len: int, T: int) -> int:
     """`block_len`, or a chunk's length if that is shorter.
 

@@ -1,0 +1,1 @@
+"""Attention of parts of rows, written for one kind of accelerator each."""
