@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class Batch(NamedTuple):
   """What a training step reads, and all that it reads; every field is [B, T].
@@ -24,3 +26,25 @@ class Batch(NamedTuple):
   loss_weights: Any
   segment_ids: Any
   positions: Any
+
+
+def check_segment_ids(segment_ids: np.ndarray) -> None:
+  """Raises ValueError unless each row counts 1 1 1 2 2 3 ..., then pads with 0.
+
+  Attention rules out whole tiles by the extremes of their ids. Ids in any other
+  order give the same result, only later: nearly every tile would be needed.
+  """
+  real = segment_ids > 0
+  before = np.pad(segment_ids, ((0, 0), (1, 0)))[:, :-1]
+  counts_on = (segment_ids == before) | (segment_ids == before + 1)
+  # The first id is 1, and after padding there is only padding.
+  starts = np.zeros_like(real)
+  starts[:, 0] = True
+  good = np.where(real, counts_on & ((before > 0) | starts), segment_ids == 0)
+  if not good.all():
+    row, t = np.argwhere(~good)[0].tolist()
+    came = f'after {before[row, t]}' if t else 'first'
+    raise ValueError(
+      f'segment_ids: row {row} has {segment_ids[row, t]} at token {t}, {came};'
+      ' ids count from 1 in steps of 1, and 0 is padding at the end'
+    )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from longctx_jax.batch import Batch
+from longctx_jax.batch import Batch, check_segment_ids
 from longctx_jax.config import (
   ConversationRows,
   DataConfig,
@@ -133,4 +133,6 @@ def make_pipeline(
 
 def stack_rows(rows: list[Batch]) -> Batch:
   """Batches of [T] fields to one Batch of [B, T] fields."""
-  return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
+  batch = Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
+  check_segment_ids(batch.segment_ids)
+  return batch

@@ -1,0 +1,31 @@
+"""Segment ids: what a row may hold, and what its faults are called."""
+
+import numpy as np
+import pytest
+
+from longctx_jax.batch import check_segment_ids
+
+
+@pytest.mark.parametrize(
+  'row', [[1, 1, 1, 1], [1, 2, 3, 4], [1, 1, 2, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+)
+def test_rows_that_count_from_one_and_then_pad(row):
+  check_segment_ids(np.array([[1, 1, 2, 2], row]))
+
+
+@pytest.mark.parametrize(
+  ('row', 'says'),
+  [
+    ([2, 2, 3, 3], 'row 1 has 2 at token 0, first'),
+    ([1, 1, 3, 3], 'row 1 has 3 at token 2, after 1'),
+    ([1, 2, 1, 1], 'row 1 has 1 at token 2, after 2'),
+    ([1, 0, 2, 2], 'row 1 has 2 at token 2, after 0'),
+    ([1, 0, 1, 1], 'row 1 has 1 at token 2, after 0'),
+    ([0, 1, 1, 1], 'row 1 has 1 at token 1, after 0'),
+    ([1, -1, 1, 1], 'row 1 has -1 at token 1, after 1'),
+  ],
+)
+def test_other_rows_are_refused_by_number(row, says):
+  with pytest.raises(ValueError, match=says) as error:
+    check_segment_ids(np.array([[1, 1, 2, 2], row]))
+  assert 'count from 1' in str(error.value)
