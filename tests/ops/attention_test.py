@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from longctx_jax.ops.attention import attention_mask, dense_attention, places
 from longctx_jax.ops.blockwise_attention import blockwise_attention
+from tests.ops.attention_inputs import with_gradients
 
 B, T, H = 2, 12, 8
 REL = 1e-5  # DESIGN.md: every path equals the dense one to this, in float32
@@ -265,3 +266,20 @@ def test_heads_that_do_not_divide_are_refused_with_both_numbers(attend):
   q, k, v, _ = inputs(8, 4, 3)
   with pytest.raises(ValueError, match=r'num_heads=4 .* num_kv_heads=3'):
     attend(q, k, v, segment_ids=jnp.ones((B, T), int))
+
+
+def test_memory_is_linear_in_the_length():
+  """Four times as long a row takes four times the memory, not sixteen."""
+
+  def temporary_bytes(length, attend):
+    shape = jax.ShapeDtypeStruct((1, length, 2, H), jnp.float32)
+    compiled = with_gradients(attend).lower(
+      *[shape] * 4, jax.ShapeDtypeStruct((1, length), jnp.int32)
+    )
+    return compiled.compile().memory_analysis().temp_size_in_bytes
+
+  short, long = (temporary_bytes(n, blockwise_attention) for n in (2048, 8192))
+  assert long < 5 * short
+  dense = temporary_bytes(2048, dense_attention)
+  assert dense > 4 * 2 * 2048**2  # the scores of two heads alone
+  assert short < dense / 4
