@@ -52,7 +52,7 @@ def attention_work(
   hop_share = jnp.float32(0)
   if parallel.kind == 'ring' and parallel.num_shards > 1:
     needed = needed_between_shards(*_shards(segment_ids, parallel), block_len)
-    hops = needed_hops(needed.any(axis=(0, 3, 4)))
+    hops = needed_hops(needed.any(axis=(0, 3, 4)), parallel.layout)
     hop_share = (hops.up + hops.down) / jnp.float32(parallel.num_shards - 1)
   return AttentionWork(
     tiles=tiles.sum(),

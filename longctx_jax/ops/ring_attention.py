@@ -46,23 +46,26 @@ class Hops(NamedTuple):
   down: Int[Array, '']
 
 
-def needed_hops(needed: Bool[Array, 'R R']) -> Hops:
+def needed_hops(needed: Bool[Array, 'R R'], layout: Layout) -> Hops:
   """The fewest hops after which every shard has met the keys it needs.
 
   Args:
     needed: whether shard r needs the keys of shard s.
+    layout: of 'contiguous' shards, those needed lie below: all keys go up.
 
-  Either all go up, or those of the nearer half come from each side, whichever
-  takes fewer hops.
+  With zigzag either all go up, or those of the nearer half come from each side,
+  whichever takes fewer hops.
   """
   R = needed.shape[0]
-  shards = jnp.arange(R)
+  shards = jnp.arange(R, dtype=jnp.int32)
   upward = (shards[:, None] - shards[None, :]) % R  # hops up from s to r
   farthest = functools.partial(jnp.max, initial=0, where=needed)
+  only_up = farthest(upward)
+  if layout == 'contiguous':
+    return Hops(only_up, jnp.zeros_like(only_up))
   is_up = upward <= R // 2
   up = farthest(jnp.where(is_up, upward, 0))
   down = farthest(jnp.where(is_up, 0, R - upward))
-  only_up = farthest(upward)
   both = up + down < only_up
   return Hops(jnp.where(both, up, only_up), jnp.where(both, down, 0))
 
@@ -86,22 +89,21 @@ def _attend(q, k, v, segment_ids, ring):
 def _forward(q, k, v, segment_ids, ring):
   tour = _Tour(segment_ids, ring)
 
-  def visit(part, kv, shift, distance):
-    keys = tour.keys(shift, distance)
+  def visit(part, kv, keys):
     new = ring.kernel.forward(q, *kv, tour.queries, keys, ring.block_len)
     return merge(part, new)
 
-  part = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED)
-  for shift, hops in tour.directions:
-
-    def one_hop(distance, carry, shift=shift):
+  def travel(leg, kv, part):
+    def one_hop(distance, carry):
       kv, part = carry
-      next_kv = tour.move(kv, shift)
-      return next_kv, visit(part, kv, shift, distance)
+      next_kv = tour.move(kv, leg.shift)
+      return next_kv, visit(part, kv, tour.keys(leg, distance))
 
-    kv, part = jax.lax.fori_loop(0, hops, one_hop, ((k, v), part))
-    part = visit(part, kv, shift, hops)
-  out, lse = part
+    kv, part = jax.lax.fori_loop(leg.first, leg.hops, one_hop, (kv, part))
+    return visit(part, kv, tour.keys(leg, leg.hops))
+
+  nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED)
+  out, lse = tour.run(travel, (k, v), nothing)
   return out.astype(q.dtype), (q, k, v, segment_ids, out, lse)
 
 
@@ -110,34 +112,37 @@ def _backward(ring, residuals, d_out):
   tour = _Tour(segment_ids, ring)
   delta = row_delta(out, d_out)
 
-  def visit(dq, kv, shift, distance):
-    keys = tour.keys(shift, distance)
+  def visit(dq, kv, keys):
     to_dq, *to_dkv = ring.kernel.backward(
       q, *kv, d_out, lse, delta, tour.queries, keys, ring.block_len
     )
     return dq + to_dq, to_dkv
 
-  dq = jnp.zeros(q.shape, jnp.float32)
-  dkv_total = [jnp.zeros(x.shape, jnp.float32) for x in (k, v)]
   add = functools.partial(jax.tree.map, jnp.add)
-  for shift, hops in tour.directions:
 
-    def one_hop(distance, carry, shift=shift):
+  def travel(leg, kv, grads):
+    dq, dkv_home = grads
+
+    def one_hop(distance, carry):
       kv, dkv, dq = carry
-      next_kv = tour.move(kv, shift)
-      # Gradients follow their keys one visit behind: neither transfer waits for
-      # this visit. At distance 0 there are none yet, and they stay.
-      dkv = tour.move(dkv, shift)
-      dq, to_dkv = visit(dq, kv, shift, distance)
+      next_kv = tour.move(kv, leg.shift)
+      # Gradients follow their keys one visit behind, so that neither transfer
+      # waits for this visit. The first time there are none yet.
+      dkv = tour.move(dkv, leg.shift)
+      dq, to_dkv = visit(dq, kv, tour.keys(leg, distance))
       return next_kv, add(dkv, to_dkv), dq
 
-    start = [jnp.zeros_like(x) for x in dkv_total]
-    kv, dkv, dq = jax.lax.fori_loop(0, hops, one_hop, ((k, v), start, dq))
-    dkv = tour.move_by(dkv, shift, jnp.minimum(hops, 1))
-    dq, to_dkv = visit(dq, kv, shift, hops)
-    dkv = tour.bring_home(add(dkv, to_dkv), shift, hops)
-    dkv_total = add(dkv_total, dkv)
-  dk, dv = dkv_total
+    none = [jnp.zeros(x.shape, jnp.float32) for x in kv]
+    kv, dkv, dq = jax.lax.fori_loop(
+      leg.first, leg.hops, one_hop, (kv, none, dq)
+    )
+    dkv = tour.move_by(dkv, leg.shift, jnp.minimum(leg.hops - leg.first, 1))
+    dq, to_dkv = visit(dq, kv, tour.keys(leg, leg.hops))
+    dkv = tour.bring_home(add(dkv, to_dkv), leg)
+    return dq, add(dkv_home, dkv)
+
+  zeros = [jnp.zeros(x.shape, jnp.float32) for x in (q, k, v)]
+  dq, (dk, dv) = tour.run(travel, (k, v), (zeros[0], zeros[1:]))
   return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
@@ -161,6 +166,14 @@ def merge(
   return out, jnp.where(largest <= MASKED, MASKED, largest + jnp.log(total))
 
 
+class _Leg(NamedTuple):
+  """Keys met in one direction: those from `first` to `hops` hops away."""
+
+  shift: int  # 1 is up, -1 down
+  first: int
+  hops: Array
+
+
 class _Tour:
   """Who is where: places of this shard's queries and of the keys it meets."""
 
@@ -176,21 +189,32 @@ class _Tour:
     self._segment_ids = jax.lax.all_gather(segment_ids, axis)  # [R, B, T/R]
     needed = needed_between_shards(
       self._segment_ids, self._indices, ring.block_len
-    )
-    hops = needed_hops(needed.any(axis=(0, 3, 4)))
+    ).any(axis=(0, 3, 4))
     if ring.other_axes:
-      # Devices that hold other rows run the same loop.
-      hops = jax.lax.pmax(hops, ring.other_axes)
-    self.directions = ((1, hops.up), (-1, hops.down))
+      # Devices that hold other rows run the same loops, so they must agree on
+      # what is needed before it is planned: plans cannot be put together.
+      needed = jax.lax.pmax(needed.astype(jnp.int32), ring.other_axes) > 0
+    self._hops = needed_hops(needed, ring.layout)
     self.queries = Place(segment_ids, self._indices[self._shard])
 
-  def keys(self, shift: int, distance) -> Place:
-    """Places of the keys that came `distance` hops; nothing if met before."""
-    source = (self._shard - shift * distance) % self._ring.num_shards
-    segment_ids = self._segment_ids[source]
-    if shift < 0:
-      segment_ids = jnp.where(distance > 0, segment_ids, 0)
-    return Place(segment_ids, self._indices[source])
+  def run(self, travel, kv, carry):
+    """carry = travel(leg, kv, carry) upwards, then down if keys go there."""
+    carry = travel(_Leg(1, 0, self._hops.up), kv, carry)
+    if self._ring.layout == 'contiguous':
+      return carry
+    down = _Leg(-1, 1, self._hops.down)
+    return jax.lax.cond(
+      down.hops > 0,
+      lambda kv, carry: travel(down, self.move(kv, -1), carry),
+      lambda kv, carry: carry,
+      kv,
+      carry,
+    )
+
+  def keys(self, leg: _Leg, distance) -> Place:
+    """Places of the keys that came `distance` hops."""
+    source = (self._shard - leg.shift * distance) % self._ring.num_shards
+    return Place(self._segment_ids[source], self._indices[source])
 
   def move(self, tree, shift: int):
     """One hop: each shard hands on what it has and gets its neighbour's."""
@@ -204,9 +228,9 @@ class _Tour:
       0, hops, lambda _, tree: self.move(tree, shift), tree
     )
 
-  def bring_home(self, tree, shift: int, hops):
-    """Back from `hops` hops away, the shorter way round."""
-    onward = (self._ring.num_shards - hops) % self._ring.num_shards
-    turn = hops <= onward
-    tree = self.move_by(tree, -shift, jnp.where(turn, hops, 0))
-    return self.move_by(tree, shift, jnp.where(turn, 0, onward))
+  def bring_home(self, tree, leg: _Leg):
+    """Back from `leg.hops` hops away, the shorter way round."""
+    onward = (self._ring.num_shards - leg.hops) % self._ring.num_shards
+    turn = leg.hops <= onward
+    tree = self.move_by(tree, -leg.shift, jnp.where(turn, leg.hops, 0))
+    return self.move_by(tree, leg.shift, jnp.where(turn, 0, onward))
