@@ -7,6 +7,7 @@ softmax in float32.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -102,20 +103,24 @@ class Attention(nnx.Module):
       jnp.einsum('BTD,DNH->BTNH', x, kernel[...].astype(x.dtype))
       for kernel in kernels
     )
-    attend = _attention_path(config, self.parallel, x.shape[1])
+    attend = attention_path(config, self.parallel, x.shape[1])
     out = attend(rotate(q), rotate(k), v, segment_ids=segment_ids)
     return jnp.einsum('BTNH,NHD->BTD', out, self.out[...].astype(x.dtype))
 
 
-def _attention_path(config, parallel, T):
+def attention_path(
+  config: ModelConfig, parallel: ContextParallel | None, T: int
+) -> Callable[..., jax.Array]:
+  """The attention of this config: (q, k, v, segment_ids=...) -> out."""
   if config.attention == 'dense':
-    index = parallel and jnp.asarray(
-      stored_index(parallel.layout, T, parallel.num_shards)
-    )
-    return functools.partial(dense_attention, index=index)
+    if parallel is None:
+      return dense_attention
+    index = stored_index(parallel.layout, T, parallel.num_shards)
+    return functools.partial(dense_attention, index=jnp.asarray(index))
   block_len = config.attention_block_len
   if parallel is None:
     return functools.partial(blockwise_attention, block_len=block_len)
+  block_len = parallel.fit_block(block_len, T)
   choice = choose_kernel(config.attention_kernel, parallel.platform, block_len)
   return functools.partial(
     context_parallel_attention,

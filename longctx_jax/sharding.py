@@ -80,9 +80,8 @@ def check_divisible(config: StageConfig, mesh: Mesh) -> None:
   try:
     check_layout(parallel.layout, data.seq_len, parallel.num_shards)
     check_split(parallel, model.num_heads, model.num_kv_heads)
-    choose_kernel(
-      model.attention_kernel, parallel.platform, model.attention_block_len
-    )
+    block_len = parallel.fit_block(model.attention_block_len, data.seq_len)
+    choose_kernel(model.attention_kernel, parallel.platform, block_len)
   except ValueError as error:
     raise ConfigError(f'mesh and model: {error}') from error
 

@@ -128,8 +128,8 @@ def make_train_step(config: StageConfig, mesh: Mesh):
 
 def put_batch(batch: Batch, config: StageConfig, mesh: Mesh) -> Batch:
   """Puts a host's batch onto the mesh, stored in the layout of its rows."""
-  _, _, layout = parallel = sharding.context_parallel(config.mesh, mesh)
-  stored = (to_layout(x, layout, parallel.num_shards) for x in batch)
+  parallel = sharding.context_parallel(config.mesh, mesh)
+  stored = (to_layout(x, parallel.layout, parallel.num_shards) for x in batch)
   return jax.device_put(Batch(*stored), sharding.batch_sharding(mesh))
 
 
@@ -240,14 +240,14 @@ def _log_attention(config, mesh):
   model, parallel = config.model, sharding.context_parallel(config.mesh, mesh)
   if model.attention == 'dense':
     return
-  choice = choose_kernel(
-    model.attention_kernel, parallel.platform, model.attention_block_len
-  )
+  block_len = parallel.fit_block(model.attention_block_len, config.data.seq_len)
+  choice = choose_kernel(model.attention_kernel, parallel.platform, block_len)
   log.info(
-    '%s: attention by kernel %r (%s), %d context shard(s)',
+    '%s: attention by kernel %r (%s) in blocks of %d, %d context shard(s)',
     config.name,
     choice.name,
     choice.reason,
+    block_len,
     parallel.num_shards,
   )
 

@@ -10,8 +10,10 @@ import pytest
 from flax import nnx
 
 from longctx_jax.config import RopeConfig
-from longctx_jax.model import RMSNorm, Transformer
+from longctx_jax.model import RMSNorm, Transformer, attention_path
+from longctx_jax.ops.context_parallel import ContextParallel
 from longctx_jax.ops.cross_entropy import token_losses_and_predictions
+from longctx_jax.ops.kernels.choice import kernel_of
 from tests import small
 from tests.random_params import graph_and_params
 
@@ -310,3 +312,22 @@ def test_no_two_tensors_or_layers_start_alike_and_seeds_repeat():
   assert np.abs(layers['gate'] - layers['up']).max() > 0
   assert np.abs(layers['key'] - layers['value']).max() > 0
   assert np.abs(params['embedding'] - other['embedding']).max() > 0
+
+
+@pytest.mark.parametrize(
+  ('T', 'block_len', 'kernel'),
+  [
+    (8192, 512, 'pallas'),
+    # Chunks of zigzag are shorter than the blocks, and blocks no longer.
+    (1024, 128, 'xla'),
+  ],
+)
+def test_a_tpu_takes_its_kernel_where_blocks_fit(
+  monkeypatch, T, block_len, kernel
+):
+  monkeypatch.setattr(ContextParallel, 'platform', 'tpu')
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('context',))
+  parallel = ContextParallel(mesh, 'ring', 'zigzag')
+  config = dataclasses.replace(CONFIG, attention_block_len=block_len)
+  path = attention_path(config, parallel, T)
+  assert path.keywords['kernel'] is kernel_of(kernel)

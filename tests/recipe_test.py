@@ -91,6 +91,7 @@ def test_a_stage_without_a_predecessor_takes_over_nothing(corpus, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_workdir_of_another_config_is_refused(tmp_path):
   first, _ = two_stages()
   run_recipe((first,), tmp_path)

@@ -78,6 +78,7 @@ def on_one_device():
   return loss_and_grads(make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mesh', MESHES)
 def test_sharded_loss_and_gradients_equal_one_device(mesh):
   got = loss_and_grads(make_mesh(MESHES[mesh]))

@@ -73,11 +73,12 @@ def dense_attention(
     v: values.
     segment_ids: of the queries; None is one segment.
     index: of the queries in their row; None is 0, 1, 2, ...
-    key_segment_ids: of the keys; None is those of the queries, where S = T.
-    key_index: of the keys; None as for the queries.
+    key_segment_ids: of the keys; None is those of the queries, if S = T.
+    key_index: of the keys; None as for the queries, if S = T.
 
   Raises:
-    ValueError: if N is not a multiple of K.
+    ValueError: N is not a multiple of K, or S is not T and it is not said
+      where both stand.
   """
   B, T, N, H = q.shape
   S, K = k.shape[1:3]
@@ -112,10 +113,18 @@ def query_and_key_places(
   """The places of queries and keys from the arguments of an attention."""
   B, T, S = shape
   if S == T:
-    key_segment_ids = (
-      segment_ids if key_segment_ids is None else key_segment_ids
-    )
+    if key_segment_ids is None:
+      key_segment_ids = segment_ids
     key_index = index if key_index is None else key_index
+  elif (
+    (segment_ids is None) != (key_segment_ids is None)
+    or index is None
+    or key_index is None
+  ):
+    raise ValueError(
+      f'{T} queries and {S} keys: say where both stand in their row, by index'
+      ' and key_index, and segment_ids of both or of neither'
+    )
   return (
     places(B, T, segment_ids, index),
     places(B, S, key_segment_ids, key_index),

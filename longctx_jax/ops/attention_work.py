@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from longctx_jax.array_types import typed
 from longctx_jax.ops.attention import Place
-from longctx_jax.ops.context_parallel import ContextParallel
+from longctx_jax.ops.context_parallel import ContextParallel, check_rows
 from longctx_jax.ops.ring_attention import needed_hops
 from longctx_jax.ops.sequence_layout import stored_index
 from longctx_jax.ops.tiles import (
@@ -42,13 +42,12 @@ def attention_work(
   Every device of `data` and `fsdp` holds an equal share of the rows, in order.
   """
   B, T = segment_ids.shape
+  check_rows(parallel, B)
   block_len = parallel.fit_block(block_len, T)
   tiles = _tiles_by_shard(segment_ids, parallel, block_len)
   # Without documents all rows are alike, and the work is known beforehand.
   causal = _tiles_by_shard(jnp.ones((1, T), jnp.int32), parallel, block_len)
-  mesh = parallel.mesh.shape
-  row_shards = mesh.get('data', 1) * mesh.get('fsdp', 1)
-  busiest = tiles.reshape(row_shards, B // row_shards, -1).sum(axis=1)
+  by_device = tiles.reshape(parallel.row_shards, -1, tiles.shape[1]).sum(axis=1)
   hop_share = jnp.float32(0)
   if parallel.kind == 'ring' and parallel.num_shards > 1:
     needed = needed_between_shards(*_shards(segment_ids, parallel), block_len)
@@ -58,7 +57,7 @@ def attention_work(
     tiles=tiles.sum(),
     tile_share=tiles.sum() / (B * causal.sum()),
     hop_share=hop_share,
-    imbalance=busiest.max() / jnp.maximum(busiest.mean(), 1e-8),
+    imbalance=by_device.max() / jnp.maximum(by_device.mean(), 1e-8),
     attended_pairs=_attended_pairs(segment_ids),
   )
 

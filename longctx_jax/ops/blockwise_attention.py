@@ -115,8 +115,8 @@ def forward(
       return now_largest, total, out
 
     # The floor keeps exp(MASKED - largest) at 0 in rows that are all masked.
-    zero = jnp.zeros((*block.q.shape[:-1], 1))
-    start = zero + 0.5 * MASKED, zero, jnp.zeros(block.q.shape)
+    zero = jnp.zeros((*block.q.shape[:-1], 1), jnp.float32)
+    start = zero + 0.5 * MASKED, zero, jnp.zeros(block.q.shape, jnp.float32)
     largest, total, out = jax.lax.fori_loop(0, block.count, one_tile, start)
     seen = total > 0
     safe_total = jnp.where(seen, total, 1.0)
@@ -176,11 +176,11 @@ def backward(
       dv = dv.at[at].add(_dot('KHGC,KGCS->KHS', d_out_columns, weights))
       return dq, dk, dv
 
-    start = jnp.zeros(block.q.shape), *carry
+    start = jnp.zeros(block.q.shape, jnp.float32), *carry
     dq, *carry = jax.lax.fori_loop(0, block.count, one_tile, start)
     return tuple(carry), dq
 
-  start = (jnp.zeros(k_blocks.mT.shape),) * 2
+  start = (jnp.zeros(k_blocks.mT.shape, jnp.float32),) * 2
   per_block = (grid.split_queries(x) for x in (d_out, lse, delta))
   blocks = _query_blocks(grid, q, queries, keys)
   (dk, dv), dq = jax.lax.scan(one_block, start, (blocks, *per_block))

@@ -50,6 +50,11 @@ class ContextParallel(NamedTuple):
     return self.mesh.shape.get(AXIS, 1)
 
   @property
+  def row_shards(self) -> int:
+    """Among how many shards the rows of a batch are shared."""
+    return self.mesh.shape.get('data', 1) * self.mesh.shape.get('fsdp', 1)
+
+  @property
   def platform(self) -> str:
     """Of the devices: 'cpu', 'gpu', 'tpu'."""
     return self.mesh.devices.flat[0].platform
@@ -81,7 +86,7 @@ def context_parallel_attention(
   `tensor`; an axis that the mesh lacks splits nothing.
 
   Raises:
-    ValueError: T, N or K does not divide over its axis.
+    ValueError: B, T, N or K does not divide over its axis.
   """
   B, T, N, _ = q.shape
   mesh, kind, layout = parallel
@@ -89,6 +94,7 @@ def context_parallel_attention(
   check_heads(N, k.shape[2])
   check_layout(layout, T, R)
   check_split(parallel, N, k.shape[2])
+  check_rows(parallel, B)
   block_len = parallel.fit_block(block_len, T)
   segment_ids = places(B, T, segment_ids, None).segment_ids
   rows = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.shape)
@@ -112,6 +118,15 @@ def context_parallel_attention(
     out_specs=split,
     check_vma=False,  # the gradients are ours: nothing for JAX to infer
   )(q, k, v, segment_ids)
+
+
+def check_rows(parallel: ContextParallel, B: int) -> None:
+  """Raises ValueError unless rows divide over the mesh."""
+  if B % parallel.row_shards:
+    raise ValueError(
+      f'{B} rows do not divide over the {parallel.row_shards} shards of mesh'
+      " axes 'data' and 'fsdp'"
+    )
 
 
 def check_split(parallel: ContextParallel, N: int, K: int) -> None:

@@ -102,7 +102,10 @@ def _forward(q, k, v, segment_ids, ring):
     kv, part = jax.lax.fori_loop(leg.first, leg.hops, one_hop, (kv, part))
     return visit(part, kv, tour.keys(leg, leg.hops))
 
-  nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED)
+  nothing = (
+    jnp.zeros(q.shape, jnp.float32),
+    jnp.full(q.shape[:3], MASKED, jnp.float32),
+  )
   out, lse = tour.run(travel, (k, v), nothing)
   return out.astype(q.dtype), (q, k, v, segment_ids, out, lse)
 

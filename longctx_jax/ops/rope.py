@@ -121,7 +121,7 @@ def _angles(positions, frequencies):
 
   A frequency is a whole number of 2**-32 turns, and a rest below one half.
   Times the position, the former wraps around as turns do; the latter stays
-  small. Positions are exact up to 2**24.
+  small.
   """
   per_token = frequencies / (2 * math.pi) * 2.0**32
   whole = np.round(per_token)

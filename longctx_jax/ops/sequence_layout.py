@@ -27,7 +27,7 @@ def check_layout(layout: Layout, T: int, num_shards: int) -> None:
   parts = {'contiguous': num_shards, 'zigzag': 2 * num_shards}
   if layout not in parts:
     raise ValueError(f'unknown layout {layout!r}; there are {", ".join(parts)}')
-  if T % parts[layout]:
+  if num_shards > 1 and T % parts[layout]:
     raise ValueError(
       f'rows of {T} tokens do not divide into the {parts[layout]} chunks of'
       f' layout {layout!r} on {num_shards} context shards'

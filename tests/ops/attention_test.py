@@ -283,3 +283,28 @@ def test_memory_is_linear_in_the_length():
   dense = temporary_bytes(2048, dense_attention)
   assert dense > 4 * 2 * 2048**2  # the scores of two heads alone
   assert short < dense / 4
+
+
+@pytest.mark.parametrize('attend', [dense_attention, blockwise_attention])
+def test_fewer_queries_than_keys_must_say_where_they_stand(attend):
+  q, k, v, _ = inputs(9, 4, 2)
+  ids = jnp.array([LAYOUTS['two documents and padding']] * B)
+  whole = attend(q, k, v, segment_ids=ids)
+  late = slice(7, T)
+  part = attend(
+    q[:, late],
+    k,
+    v,
+    segment_ids=ids[:, late],
+    key_segment_ids=ids,
+    index=jnp.arange(T)[late],
+    key_index=jnp.arange(T),
+  )
+  np.testing.assert_allclose(part, whole[:, late], rtol=1e-5, atol=1e-6)
+  for missing in (
+    {},
+    {'index': jnp.arange(T)[late]},
+    {'segment_ids': ids[:, late]},
+  ):
+    with pytest.raises(ValueError, match='5 queries and 12 keys'):
+      attend(q[:, late], k, v, **missing)

@@ -82,7 +82,9 @@ def test_devices_with_other_rows_count_too():
 @pytest.mark.parametrize('kind', ['ring', 'allgather', 'ulysses'])
 @pytest.mark.parametrize('layout', ['contiguous', 'zigzag'])
 # 6 divides neither 16 nor 64, and 12 is longer than a chunk of zigzag.
-@pytest.mark.parametrize('block_len', [8, 6, 12])
+@pytest.mark.parametrize(
+  'block_len', [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 12))]
+)
 def test_counts_are_those_of_the_loops(kind, layout, block_len):
   """The kernel itself reports how many tiles it was told to make."""
   R = 4

@@ -238,3 +238,17 @@ def test_a_row_that_does_not_divide_is_refused_with_its_numbers():
   q, k, v, _ = random_qkv(0, (1, 12, 4, 2, H))
   with pytest.raises(ValueError, match=r'12 tokens .* 8 chunks .*zigzag.* 4'):
     context_parallel_attention(q, k, v, parallel=path.parallel())
+
+
+def test_rows_that_do_not_divide_are_refused_with_their_number():
+  path = Path('ring', 'zigzag', (('data', 2), ('context', 4)))
+  q, k, v, _ = random_qkv(0, (3, 16, 4, 2, H))
+  with pytest.raises(ValueError, match=r'3 rows .* 2 shards'):
+    context_parallel_attention(q, k, v, parallel=path.parallel())
+
+
+def test_one_shard_takes_rows_of_any_length():
+  path = Path('ring', 'zigzag', (('context', 1),))
+  q, k, v, _ = random_qkv(0, (1, 7, 4, 2, H))
+  out = context_parallel_attention(q, k, v, parallel=path.parallel())
+  np.testing.assert_allclose(out, dense_attention(q, k, v), atol=1e-5)

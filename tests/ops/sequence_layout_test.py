@@ -63,6 +63,7 @@ def test_zigzag_gives_every_shard_the_same_work(num_shards):
 
 def test_what_does_not_divide_is_refused():
   check_layout('contiguous', 12, 4)
+  check_layout('zigzag', 7, 1)
   with pytest.raises(ValueError, match=r'12 tokens .* 8 chunks .* 4 context'):
     check_layout('zigzag', 12, 4)
   with pytest.raises(ValueError, match="unknown layout 'striped'"):

@@ -145,6 +145,7 @@ def test_kernels_equal_dense_attention(shards, layout):
   assert_equal_to_dense(inputs(), where)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('block_len', 'N'), [(256, 2), (512, 6)])
 def test_kernels_equal_dense_with_other_blocks_and_heads(block_len, N):
   """Of 256 the last block is short, 512 is longer than the shards."""
@@ -161,7 +162,14 @@ def test_bfloat16_inputs_give_float32_results_near_those_of_float32():
   assert_equal_to_dense(arrays, where, rel=2**-8)
 
 
-@pytest.mark.parametrize('kind', ['ring', 'allgather', 'ulysses'])
+@pytest.mark.parametrize(
+  'kind',
+  [
+    'ring',
+    pytest.param('allgather', marks=pytest.mark.slow),
+    pytest.param('ulysses', marks=pytest.mark.slow),
+  ],
+)
 def test_kernels_on_shards_equal_dense_attention(kind):
   """Zigzag on two shards of 300 tokens; documents of both, of one, padding."""
   attend = functools.partial(
@@ -254,6 +262,7 @@ def test_blocks_that_no_tile_needs_are_not_read():
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_lists_too_long_for_scalar_memory_are_worked_off_in_parts(monkeypatch):
   """3 query and 4 key blocks, and 1, 2 (the last part is short) or 3 a part."""
   where = places('any order', 'one document', 'documents and padding')
