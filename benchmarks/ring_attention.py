@@ -27,7 +27,8 @@ from longctx_jax.ops.context_parallel import (
 )
 from longctx_jax.ops.sequence_layout import from_layout, to_layout
 
-R, T, N, H, CHUNK = 8, 8192, 4, 16, 256
+R, T, N, H = 8, 8192, 4, 16
+CHUNK, BLOCK_LEN = 256, 128  # theirs and ours: each at its best
 
 
 def import_ringattention():
@@ -82,7 +83,7 @@ def ours(mesh):
 
   def run(q, k, v, segment_ids):
     return context_parallel_attention(
-      q, k, v, segment_ids=segment_ids, parallel=parallel, block_len=CHUNK
+      q, k, v, segment_ids=segment_ids, parallel=parallel, block_len=BLOCK_LEN
     )
 
   return run

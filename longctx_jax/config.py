@@ -163,7 +163,7 @@ class ModelConfig:
   block_init_scale: float
   remat: Literal['none', 'dots', 'full']
   attention: Literal['dense', 'blockwise'] = 'blockwise'
-  attention_block_len: int = 128
+  attention_block_len: int = 512  # ours: the fastest on CPUs at T=4096
   # What walks the tiles of 'blockwise': see ops.kernels.choice.
   attention_kernel: Literal['auto', 'xla', 'pallas'] = 'auto'
   loss_chunk_len: int = 2048

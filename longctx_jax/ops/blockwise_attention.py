@@ -42,7 +42,7 @@ def blockwise_attention(
   index: Int[Array, ' T'] | None = None,
   key_segment_ids: Int[Array, 'B S'] | None = None,
   key_index: Int[Array, ' S'] | None = None,
-  block_len: int = 128,
+  block_len: int = 512,
   kernel: 'TileKernel | None' = None,
 ) -> Float[Array, 'B T N H']:
   """`dense_attention`, in tiles of `block_len` queries and keys.

@@ -77,7 +77,7 @@ def context_parallel_attention(
   *,
   segment_ids: Int[Array, 'B T'] | None = None,
   parallel: ContextParallel,
-  block_len: int = 128,
+  block_len: int = 512,
   kernel: blockwise.TileKernel = blockwise.XLA,
 ) -> Float[Array, 'B T N H']:
   """`dense_attention` over a mesh; all arrays are stored in the layout.
