@@ -72,12 +72,23 @@ def get_config(arg: str = '') -> ConfigDict:
       'compute_dtype': 'bfloat16',
       'block_init_scale': 1.0,  # ours
       'remat': 'full',  # ours
+      'attention_kernel': 'auto',
+      'attention_block_len': 512,  # ours
       'scan_unroll': 1,
     }
   )
   c.rope = ConfigDict({'base': 10_000.0})  # Skywork-13B
   # ours: parameters over all devices; see sharding.py for the axes.
-  c.mesh = ConfigDict({'data': 1, 'fsdp': -1, 'context': 1, 'tensor': 1})
+  c.mesh = ConfigDict(
+    {
+      'data': 1,
+      'fsdp': -1,
+      'context': 1,
+      'tensor': 1,
+      'context_kind': 'ring',  # or allgather, ulysses
+      'context_layout': 'zigzag',  # or contiguous
+    }
+  )
   c.optimizer = ConfigDict(
     {
       'name': 'adamw',
