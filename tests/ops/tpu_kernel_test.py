@@ -174,6 +174,7 @@ def test_kernels_on_shards_equal_dense_attention(kind):
   """Zigzag on two shards of 300 tokens; documents of both, of one, padding."""
   attend = functools.partial(
     context_parallel_attention,
+    block_len=128,
     parallel=ContextParallel(
       jax.sharding.Mesh(np.array(jax.devices()[:2]), ('context',)),
       kind,
