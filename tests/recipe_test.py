@@ -62,7 +62,10 @@ def test_a_recipe_runs_its_stages_once_and_reports_them(tmp_path):
   assert again == written
 
 
-@pytest.mark.parametrize('carry_over', ['weights', 'weights_and_optimizer'])
+@pytest.mark.parametrize(
+  'carry_over',
+  [pytest.param('weights', marks=pytest.mark.slow), 'weights_and_optimizer'],
+)
 def test_a_stage_takes_over_what_it_says(corpus, tmp_path, carry_over):
   first, second = two_stages(train={'steps': 2, 'carry_over': carry_over})
   mesh = one_device(first)

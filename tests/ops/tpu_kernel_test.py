@@ -153,6 +153,7 @@ def test_kernels_equal_dense_with_other_blocks_and_heads(block_len, N):
   assert_equal_to_dense(inputs(N=N), where, block_len)
 
 
+@pytest.mark.slow
 def test_bfloat16_inputs_give_float32_results_near_those_of_float32():
   where = places('any order', 'one document', 'documents and padding')
   arrays = inputs(jnp.bfloat16)
