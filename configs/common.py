@@ -52,7 +52,8 @@ def lookup_lists(
 
   Every other list has remarks: bare ones hold nothing to be distracted by, as
   the texts that hide needles do. Needle accuracy with bare lists alone, and
-  with remarks in half of those of long SFT, all else equal:
+  with remarks in half of those of long SFT, all else equal (one run a seed, the
+  key that the answer repeats counted too):
 
       seed   at 512 tokens   at 1,024 tokens
          1   100% -> 100%      95% -> 98%

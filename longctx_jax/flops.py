@@ -49,7 +49,7 @@ def training_flops(
 
 
 class Throughput:
-  """Rates since the last time they were taken."""
+  """Rates since the last time they were taken; the first include compiling."""
 
   def __init__(self, config: ModelConfig, devices: np.ndarray):
     kind = devices.flat[0].device_kind

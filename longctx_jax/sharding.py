@@ -80,8 +80,7 @@ def check_divisible(config: StageConfig, mesh: Mesh) -> None:
   try:
     check_layout(parallel.layout, data.seq_len, parallel.num_shards)
     check_split(parallel, model.num_heads, model.num_kv_heads)
-    block_len = parallel.fit_block(model.attention_block_len, data.seq_len)
-    choose_kernel(model.attention_kernel, parallel.platform, block_len)
+    _attention_kernel(config, parallel)
   except ValueError as error:
     raise ConfigError(f'mesh and model: {error}') from error
 
@@ -89,6 +88,28 @@ def check_divisible(config: StageConfig, mesh: Mesh) -> None:
 def context_parallel(config: MeshConfig, mesh: Mesh) -> ContextParallel:
   """How the stage's rows are split over `mesh`."""
   return ContextParallel(mesh, config.context_kind, config.context_layout)
+
+
+def describe_attention(config: StageConfig, mesh: Mesh) -> str:
+  """How the stage attends on this mesh, and why so: a line for the log."""
+  if config.model.attention == 'dense':
+    return 'dense attention, as the config says'
+  parallel = context_parallel(config.mesh, mesh)
+  choice, block_len = _attention_kernel(config, parallel)
+  return (
+    f'attention by kernel {choice.name!r} ({choice.reason}) in blocks of'
+    f' {block_len}, {parallel.num_shards} context shard(s)'
+  )
+
+
+def _attention_kernel(config, parallel):
+  block_len = parallel.fit_block(
+    config.model.attention_block_len, config.data.seq_len
+  )
+  choice = choose_kernel(
+    config.model.attention_kernel, parallel.platform, block_len
+  )
+  return choice, block_len
 
 
 def param_shardings(tree, mesh: Mesh):

@@ -24,7 +24,6 @@ from longctx_jax.loss import loss_sum_and_weight
 from longctx_jax.metrics import MetricsWriter
 from longctx_jax.model import Transformer, model_graph
 from longctx_jax.ops.attention_work import attention_work
-from longctx_jax.ops.kernels.choice import choose_kernel
 from longctx_jax.ops.sequence_layout import to_layout
 from longctx_jax.optimizer import make_optimizer, make_schedule
 from longctx_jax.progress import Progress
@@ -170,7 +169,7 @@ def train(
   )
   train_step = make_train_step(config, mesh)
   batches = make_pipeline(source, batch_size, start_step=first_step)
-  _log_attention(config, mesh)
+  log.info('%s: %s', config.name, sharding.describe_attention(config, mesh))
   throughput = Throughput(config.model, mesh.devices)
   began = time.monotonic()
 
@@ -234,22 +233,6 @@ def _resume(checkpoints, state, source, config):
     )
   log.info('%s: going on from step %d', config.name, data.step)
   return state, data.step, elapsed_s
-
-
-def _log_attention(config, mesh):
-  model, parallel = config.model, sharding.context_parallel(config.mesh, mesh)
-  if model.attention == 'dense':
-    return
-  block_len = parallel.fit_block(model.attention_block_len, config.data.seq_len)
-  choice = choose_kernel(model.attention_kernel, parallel.platform, block_len)
-  log.info(
-    '%s: attention by kernel %r (%s) in blocks of %d, %d context shard(s)',
-    config.name,
-    choice.name,
-    choice.reason,
-    block_len,
-    parallel.num_shards,
-  )
 
 
 def _check_finite(metrics, step, config, source):

@@ -11,10 +11,15 @@ from hypothesis import strategies as st
 
 from longctx_jax.ops.attention import attention_mask, dense_attention, places
 from longctx_jax.ops.blockwise_attention import blockwise_attention
-from tests.ops.attention_inputs import with_gradients
+from tests.ops.attention_inputs import (
+  assert_equal_to,
+  assert_equal_to_finite_differences,
+  packed_row,
+  random_qkv,
+  with_gradients,
+)
 
 B, T, H = 2, 12, 8
-REL = 1e-5  # DESIGN.md: every path equals the dense one to this, in float32
 # (N, K), block_len: few, because each is compiled. Blocks of 5 do not divide
 # T, of 4 do, and of 100 exceed it.
 PATHS = [((4, 2), 5), ((4, 4), 4), ((3, 1), 100)]
@@ -28,47 +33,18 @@ LAYOUTS = {
 }
 
 
-def inputs(seed, N, K, dtype=jnp.float32, length=T):
-  keys = jax.random.split(jax.random.key(seed), 4)
-  shapes = [(B, length, n, H) for n in (N, K, K, N)]
-  return [
-    jax.random.normal(key, shape, dtype)
-    for key, shape in zip(keys, shapes, strict=True)
-  ]
+def inputs(seed, N, K, dtype=jnp.float32):
+  return random_qkv(seed, (B, T, N, K, H), dtype)
 
 
 @functools.cache
 def compiled(block_len):
   """(q, k, v, d_out, segment_ids) -> out, dq, dk, dv; None is dense."""
-  attend = dense_attention
-  if block_len is not None:
-    attend = functools.partial(blockwise_attention, block_len=block_len)
-
-  @jax.jit
-  def run(q, k, v, d_out, segment_ids):
-    out, vjp = jax.vjp(
-      lambda q, k, v: attend(q, k, v, segment_ids=segment_ids), q, k, v
-    )
-    return out, *vjp(d_out)
-
-  return run
-
-
-def assert_equal_to_dense(got, expected, rel=REL):
-  for name, a, b in zip(('out', 'dq', 'dk', 'dv'), got, expected, strict=True):
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    assert np.isfinite(a).all(), name
-    # Where all cancels (one key: dq = 0), what is left is the rounding of the
-    # summands, and those are of size 1.
-    error, size = np.linalg.norm(a - b), max(np.linalg.norm(b), 1.0)
-    assert error <= rel * size, (name, error, size)
-
-
-def drawn_documents(draw):
-  """A row of documents end to end, then padding, as packing makes them."""
-  lengths = draw(st.lists(st.integers(1, T), max_size=6))
-  ids = np.repeat(np.arange(len(lengths)) + 1, lengths)[:T]
-  return np.pad(ids, (0, T - len(ids)))
+  if block_len is None:
+    return with_gradients(dense_attention)
+  return with_gradients(
+    functools.partial(blockwise_attention, block_len=block_len)
+  )
 
 
 @st.composite
@@ -76,7 +52,7 @@ def layouts(draw):
   rows = []
   for _ in range(B):
     if draw(st.booleans()):
-      rows.append(drawn_documents(draw))
+      rows.append(draw(packed_row(T)))
     else:  # anything at all: the mask is defined for it too
       ids = draw(st.lists(st.integers(0, 3), min_size=T, max_size=T))
       rows.append(np.array(ids))
@@ -131,7 +107,7 @@ def test_dense_attention_equals_plain_loops(heads):
 def test_blockwise_equals_dense_on_any_layout(segment_ids, path, seed):
   heads, block_len = path
   arrays = (*inputs(seed, *heads), segment_ids)
-  assert_equal_to_dense(compiled(block_len)(*arrays), compiled(None)(*arrays))
+  assert_equal_to(compiled(block_len)(*arrays), compiled(None)(*arrays))
 
 
 @pytest.mark.parametrize('path', PATHS)
@@ -140,7 +116,7 @@ def test_blockwise_equals_dense_on_named_layouts(layout, path):
   heads, block_len = path
   segment_ids = jnp.array([LAYOUTS[layout], LAYOUTS['one document']])
   arrays = (*inputs(1, *heads), segment_ids)
-  assert_equal_to_dense(compiled(block_len)(*arrays), compiled(None)(*arrays))
+  assert_equal_to(compiled(block_len)(*arrays), compiled(None)(*arrays))
 
 
 @pytest.mark.parametrize('block_len', [None, 5])
@@ -184,7 +160,7 @@ def test_very_large_scores_do_not_overflow(size):
   arrays = (q, k, v, d_out, segment_ids)
   got, expected = compiled(5)(*arrays), compiled(None)(*arrays)
   # Scores of 1e4 are float32 multiples of 1e-3, in both paths alike.
-  assert_equal_to_dense(got, expected, rel=1e-2)
+  assert_equal_to(got, expected, rel=1e-2)
   assert (np.abs(got[0]) <= np.abs(v).max()).all()
 
 
@@ -196,28 +172,8 @@ def test_gradients_equal_finite_differences(block_len):
     else functools.partial(blockwise_attention, block_len=block_len)
   )
   segment_ids = jnp.array([[1, 1, 1, 2, 0]])
-  keys = jax.random.split(jax.random.key(6), 4)
-  q, k, v, d_out = (
-    jax.random.normal(key, (1, 5, n, 2))
-    for key, n in zip(keys, (2, 1, 1, 2), strict=True)
-  )
-
-  @jax.jit
-  def loss(arrays):
-    return jnp.sum(attend(*arrays, segment_ids=segment_ids) * d_out)
-
-  grads = jax.jit(jax.grad(loss))((q, k, v))
-  # Central differences in float32: error h^2 from the step, 1e-7 / h from
-  # rounding; at h = 1e-2 both are below 1e-3 of the gradient's size.
-  step = 1e-2
-  for i, grad in enumerate(grads):
-    for index in np.ndindex(grad.shape):
-      values = []
-      for h in (step, -step):
-        arrays = [np.array(a) for a in (q, k, v)]
-        arrays[i][index] += h
-        values.append(float(loss(tuple(arrays))))
-      assert abs((values[0] - values[1]) / (2 * step) - grad[index]) < 1e-3
+  arrays = random_qkv(6, (1, 5, 2, 1, 2))
+  assert_equal_to_finite_differences(attend, arrays, segment_ids)
 
 
 def test_bfloat16_inputs_stay_close_to_the_float32_result():
@@ -228,11 +184,11 @@ def test_bfloat16_inputs_stay_close_to_the_float32_result():
   assert all(x.dtype == jnp.bfloat16 for x in dense)
   # bfloat16 keeps 8 bits: the result is rounded by up to 2^-9, the gradients
   # twice.
-  assert_equal_to_dense(dense, exact, rel=2**-8)
+  assert_equal_to(dense, exact, rel=2**-8)
   # Blockwise rounds where dense does and nowhere else: scaling the queries in
   # bfloat16 would already cost 2^-11.
   blockwise_ = compiled(5)(*arrays, segment_ids)
-  assert_equal_to_dense(blockwise_, dense, rel=2**-13)
+  assert_equal_to(blockwise_, dense, rel=2**-13)
 
 
 def test_the_gradient_of_values_is_accumulated_in_float32():
