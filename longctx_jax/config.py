@@ -161,7 +161,9 @@ class ModelConfig:
   compute_dtype: Literal['float32', 'bfloat16']
   # Initial size of the layers' kernels against 1 / sqrt(inputs).
   block_init_scale: float
-  remat: Literal['none', 'dots', 'full']
+  # What the backward pass makes again: nothing; all but products and attention;
+  # all but attention, whose share grows with T; all.
+  remat: Literal['none', 'dots', 'attention', 'full']
   attention: Literal['dense', 'blockwise'] = 'blockwise'
   attention_block_len: int = 512  # ours: the fastest on CPUs at T=4096
   # What walks the tiles of 'blockwise': see ops.kernels.choice.

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from longctx_jax.array_types import typed
 from longctx_jax.config import ModelConfig, RopeConfig
 from longctx_jax.ops.attention import dense_attention
-from longctx_jax.ops.blockwise_attention import blockwise_attention
+from longctx_jax.ops.blockwise_attention import KEPT, blockwise_attention
 from longctx_jax.ops.context_parallel import (
   ContextParallel,
   context_parallel_attention,
@@ -26,9 +26,14 @@ from longctx_jax.ops.kernels.choice import choose_kernel, kernel_of
 from longctx_jax.ops.rope import apply_rope, rope_frequencies
 from longctx_jax.ops.sequence_layout import stored_index
 
+_policies = jax.checkpoint_policies
+_keep_attention = _policies.save_only_these_names(KEPT)
 REMAT_POLICIES = {
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': _policies.save_from_both_policies(
+    _policies.dots_with_no_batch_dims_saveable, _keep_attention
+  ),
+  'attention': _keep_attention,
+  'full': _policies.nothing_saveable,
 }
 
 

@@ -76,7 +76,11 @@ def test_a_missing_field_is_refused():
     ('evals__table_lengths', 96, 'expected a tuple, got 96'),
     ('evals__table_lengths', ['96'], "expected int, got str '96'"),
     ('optimizer__schedule', 'cosin', "'cosin' is not one of cosine, linear"),
-    ('model__remat', 'some', "'some' is not one of none, dots, full"),
+    (
+      'model__remat',
+      'some',
+      "'some' is not one of none, dots, attention, full",
+    ),
   ],
 )
 def test_a_value_of_another_type_is_refused(path, value, says):

@@ -15,6 +15,7 @@ from longctx_jax.ops.context_parallel import ContextParallel
 from longctx_jax.ops.cross_entropy import token_losses_and_predictions
 from longctx_jax.ops.kernels.choice import kernel_of
 from tests import small
+from tests.jaxprs import primitives
 from tests.random_params import graph_and_params
 
 T = 12
@@ -186,6 +187,7 @@ def test_documents_give_the_same_alone_as_packed():
     {'scan_unroll': -1},
     {'remat': 'full'},
     {'remat': 'dots'},
+    {'remat': 'attention'},
     {'attention': 'dense'},
   ],
   ids=str,
@@ -197,19 +199,23 @@ def test_how_it_is_computed_changes_neither_loss_nor_gradients(changes):
 
 
 def test_remat_makes_again_what_it_does_not_keep():
-  """Counted in the backward pass; `dots` keeps the projections."""
+  """Counted in the jaxpr; `dots` keeps the projections and attention."""
   counts = {}
-  for remat in ('none', 'dots', 'full'):
+  for remat in ('none', 'dots', 'attention', 'full'):
     graph, params = make(remat=remat)
 
     def loss(params, graph=graph):
       return nnx.merge(graph, params)(*BATCH).sum()
 
-    jaxpr = str(jax.make_jaxpr(jax.grad(loss))(params))
-    counts[remat] = jaxpr.count('= logistic'), jaxpr.count('= dot_general')
-  assert [silu for silu, _ in counts.values()] == [1, 2, 2]
-  products = [products for _, products in counts.values()]
-  assert products[0] < products[1] < products[2]
+    counted = primitives(jax.make_jaxpr(jax.grad(loss))(params))
+    # SwiGLU has the only logistic; attention has the only loops, one a pass.
+    counts[remat] = [
+      counted[name] for name in ('logistic', 'while', 'dot_general')
+    ]
+  swiglus, attentions, products = zip(*counts.values(), strict=True)
+  assert swiglus == (1, 2, 2, 2)
+  assert attentions == (2, 2, 2, 3)
+  assert products[0] == products[1] < products[2] < products[3]
 
 
 def test_tied_embeddings_are_one_parameter_used_twice():

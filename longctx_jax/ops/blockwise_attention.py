@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from longctx_jax.array_types import typed
@@ -30,6 +31,9 @@ from longctx_jax.ops.attention import (
 from longctx_jax.ops.tiles import block_extents, needed_tiles, tile_lists
 
 MASKED = -1e30  # finite, so that differences of two masked scores are not NaN
+# What remat policies call the two arrays that spare the gradient another
+# forward pass: the output and the log-sum-exp.
+KEPT = 'attention'
 
 
 @typed
@@ -64,8 +68,7 @@ def _attend(q, k, v, queries, keys, block_len, kernel):
 
 
 def _attend_forward(q, k, v, queries, keys, block_len, kernel):
-  out, lse = kernel.forward(q, k, v, queries, keys, block_len)
-  # The float32 output is kept: the gradient takes row sums of it.
+  out, lse = keep(*kernel.forward(q, k, v, queries, keys, block_len))
   return out.astype(q.dtype), (q, k, v, queries, keys, out, lse)
 
 
@@ -79,6 +82,11 @@ def _attend_backward(block_len, kernel, residuals, d_out):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def keep(out: Array, lse: Array) -> tuple[Array, Array]:
+  """Names (out, lse) for remat policies; out is float32 for `row_delta`."""
+  return checkpoint_name(out, KEPT), checkpoint_name(lse, KEPT)
 
 
 def row_delta(out: Array, d_out: Array) -> Float[Array, 'B T N']:

@@ -157,8 +157,9 @@ def _allgather(q, k, v, segment_ids, ring):
 
 def _allgather_forward(q, k, v, segment_ids, ring):
   queries, keys = _own_and_all_places(segment_ids, ring)
-  out, lse = ring.kernel.forward(
-    q, _gather(k, ring), _gather(v, ring), queries, keys, ring.block_len
+  all_k, all_v = _gather(k, ring), _gather(v, ring)
+  out, lse = blockwise.keep(
+    *ring.kernel.forward(q, all_k, all_v, queries, keys, ring.block_len)
   )
   return out.astype(q.dtype), (q, k, v, segment_ids, out, lse)
 
@@ -203,8 +204,10 @@ def _ulysses(q, k, v, segment_ids, ring):
 
 def _ulysses_forward(q, k, v, segment_ids, ring):
   _, everywhere = _own_and_all_places(segment_ids, ring)
-  out, lse = ring.kernel.forward(
-    *_split_heads(q, k, v, ring), everywhere, everywhere, ring.block_len
+  out, lse = blockwise.keep(
+    *ring.kernel.forward(
+      *_split_heads(q, k, v, ring), everywhere, everywhere, ring.block_len
+    )
   )
   to_tokens = _to_tokens(out.astype(q.dtype), ring)
   return to_tokens, (q, k, v, segment_ids, out, lse)

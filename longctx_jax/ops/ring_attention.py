@@ -23,7 +23,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from longctx_jax.ops.attention import Place
-from longctx_jax.ops.blockwise_attention import MASKED, TileKernel, row_delta
+from longctx_jax.ops.blockwise_attention import (
+  MASKED,
+  TileKernel,
+  keep,
+  row_delta,
+)
 from longctx_jax.ops.sequence_layout import Layout, shard_index
 from longctx_jax.ops.tiles import needed_between_shards
 
@@ -106,7 +111,7 @@ def _forward(q, k, v, segment_ids, ring):
     jnp.zeros(q.shape, jnp.float32),
     jnp.full(q.shape[:3], MASKED, jnp.float32),
   )
-  out, lse = tour.run(travel, (k, v), nothing)
+  out, lse = keep(*tour.run(travel, (k, v), nothing))
   return out.astype(q.dtype), (q, k, v, segment_ids, out, lse)
 
 

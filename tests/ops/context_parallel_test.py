@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longctx_jax.ops.attention import dense_attention
+from longctx_jax.ops.blockwise_attention import KEPT
 from longctx_jax.ops.context_parallel import (
   ContextParallel,
   context_parallel_attention,
 )
 from longctx_jax.ops.sequence_layout import from_layout, to_layout
+from tests.jaxprs import primitives
 from tests.ops.attention_inputs import (
   assert_equal_to,
   assert_equal_to_finite_differences,
@@ -88,18 +90,20 @@ def dense():
   return lambda *arrays: list(run(*arrays))
 
 
+def attend_on(path):
+  """The path's attention, of arrays stored in its layout."""
+  return functools.partial(
+    context_parallel_attention, parallel=path.parallel(), block_len=BLOCK_LEN
+  )
+
+
 @functools.cache
 def parallel(path):
   """As `dense`, computed on the path's mesh, in the order of the rows."""
   store = functools.partial(
     to_layout, layout=path.layout, num_shards=path.num_shards
   )
-  attend = functools.partial(
-    context_parallel_attention,
-    parallel=path.parallel(),
-    block_len=BLOCK_LEN,
-  )
-  run = with_gradients(attend)
+  run = with_gradients(attend_on(path))
 
   def in_order(*arrays):
     return [
@@ -169,6 +173,24 @@ def test_bfloat16_is_rounded_where_dense_rounds_and_nowhere_else(path):
   assert all(x.dtype == jnp.bfloat16 for x in got)
   # A sum on the border between two bfloat16 numbers may fall to either side.
   assert_equal_to(got, dense()(*arrays), rel=2**-12)
+
+
+@pytest.mark.parametrize('path', [PATHS[i] for i in (1, 5, 9)], ids=str)
+def test_a_remat_policy_can_keep_attention(path):
+  """Otherwise the backward pass runs it again, all transfers included."""
+  attend, arrays = attend_on(path), arrays_of(path)
+
+  def loops(policy):
+    kept = jax.checkpoint(
+      lambda *qkv: attend(*(2 * x for x in qkv)), policy=policy
+    )
+    gradient = jax.grad(lambda *qkv: kept(*qkv).sum(), argnums=(0, 1, 2))
+    return primitives(jax.make_jaxpr(gradient)(*arrays[:3]))['while']
+
+  policies = jax.checkpoint_policies
+  once = loops(policies.everything_saveable)
+  assert loops(policies.save_only_these_names(KEPT)) == once
+  assert loops(policies.nothing_saveable) > once
 
 
 @pytest.mark.parametrize('path', PATHS, ids=IDS)

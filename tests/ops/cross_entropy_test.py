@@ -15,6 +15,7 @@ from longctx_jax.ops.cross_entropy import (
   cross_entropy_sum,
   token_losses_and_predictions,
 )
+from tests.jaxprs import equations
 
 B, T, D, V = 2, 12, 8, 33
 REL = 1e-5
@@ -134,17 +135,6 @@ def test_bfloat16_inputs_are_summed_in_float32():
   assert_close((dx, d_unembedding), exact[1:], rel=2**-8)
 
 
-def sizes_of_intermediates(jaxpr):
-  for eqn in jaxpr.eqns:
-    yield from (math.prod(v.aval.shape) for v in eqn.outvars)
-    for value in jax.tree.leaves(
-      list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr')
-    ):
-      inner = getattr(value, 'jaxpr', value)
-      if hasattr(inner, 'eqns'):
-        yield from sizes_of_intermediates(inner)
-
-
 def test_logits_of_all_tokens_never_exist():
   tokens, width, vocab = 256, 4, 512
   arrays = (
@@ -156,7 +146,9 @@ def test_logits_of_all_tokens_never_exist():
 
   def largest(fn):
     jaxpr = jax.make_jaxpr(fn)(*arrays)
-    return max(sizes_of_intermediates(jaxpr.jaxpr))
+    return max(
+      math.prod(v.aval.shape) for eqn in equations(jaxpr) for v in eqn.outvars
+    )
 
   chunked = functools.partial(cross_entropy_sum, chunk_len=16)
   # What is looked for is found where it is.

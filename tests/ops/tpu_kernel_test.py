@@ -26,6 +26,7 @@ from longctx_jax.ops.context_parallel import (
 )
 from longctx_jax.ops.kernels import tile_grid, tpu
 from longctx_jax.ops.sequence_layout import stored_index
+from tests.jaxprs import equations
 from tests.ops.attention_inputs import (
   assert_equal_to,
   random_qkv,
@@ -194,18 +195,6 @@ def test_kernels_on_shards_equal_dense_attention(kind):
   assert_equal_to(got, [x[:, index] for x in expected])
 
 
-def products(jaxpr):
-  """All matrix products below, those of kernels too."""
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name == 'dot_general':
-      yield eqn
-    for param in jax.tree.leaves(
-      list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')
-    ):
-      if hasattr(param, 'eqns'):
-        yield from products(param)
-
-
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
 def test_products_take_the_inputs_dtype_and_float32_in_full(dtype):
   """A TPU multiplies bfloat16, and float32 rounded to it unless told not to."""
@@ -219,7 +208,10 @@ def test_products_take_the_inputs_dtype_and_float32_in_full(dtype):
     (tpu.backward, 7, (q, k, v, d_out, number, number, *where)),
   ):
     run = functools.partial(run, block_len=128)
-    found = list(products(jax.make_jaxpr(run)(*args).jaxpr))
+    jaxpr = jax.make_jaxpr(run)(*args)
+    found = [
+      eqn for eqn in equations(jaxpr) if eqn.primitive.name == 'dot_general'
+    ]
     assert len(found) == count * (N // K)
     for product in found:
       assert {x.aval.dtype.name for x in product.invars} == {dtype}
