@@ -13,6 +13,7 @@ Only 'ulysses' bounds R: it must divide N.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -37,6 +38,15 @@ KINDS = ('ring', 'allgather', 'ulysses')
 AXIS = 'context'
 
 
+class WholeRowKernel(NamedTuple):
+  """What attends whole rows in order, with a gradient of its own.
+
+  For libraries that, unlike a `TileKernel`, take no parts of rows.
+  """
+
+  attend: Callable[..., Array]  # (q, k, v, segment_ids=, block_len=) -> out
+
+
 class ContextParallel(NamedTuple):
   """How rows are split, and how their parts attend to each other."""
 
@@ -59,6 +69,12 @@ class ContextParallel(NamedTuple):
     """Of the devices: 'cpu', 'gpu', 'tpu'."""
     return self.mesh.devices.flat[0].platform
 
+  @property
+  def has_whole_rows(self) -> bool:
+    """Whether a device attends to whole rows, stored in order."""
+    traded = self.kind == 'ulysses' and self.layout == 'contiguous'
+    return traded or self.num_shards == 1
+
   def fit_block(self, block_len: int, T: int) -> int:
     """`block_len`, or a chunk's length if that is shorter.
 
@@ -78,7 +94,7 @@ def context_parallel_attention(
   segment_ids: Int[Array, 'B T'] | None = None,
   parallel: ContextParallel,
   block_len: int = 512,
-  kernel: blockwise.TileKernel = blockwise.XLA,
+  kernel: blockwise.TileKernel | WholeRowKernel = blockwise.XLA,
 ) -> Float[Array, 'B T N H']:
   """`dense_attention` over a mesh; all arrays are stored in the layout.
 
@@ -86,7 +102,8 @@ def context_parallel_attention(
   `tensor`; an axis that the mesh lacks splits nothing.
 
   Raises:
-    ValueError: B, T, N or K does not divide over its axis.
+    ValueError: B, T, N or K does not divide over its axis, or the kernel is one
+      for whole rows and no device has them.
   """
   B, T, N, _ = q.shape
   mesh, kind, layout = parallel
@@ -99,17 +116,27 @@ def context_parallel_attention(
   segment_ids = places(B, T, segment_ids, None).segment_ids
   rows = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.shape)
   context, heads = (a if a in mesh.shape else None for a in (AXIS, 'tensor'))
+  whole_rows = isinstance(kernel, WholeRowKernel)
+  if whole_rows and not parallel.has_whole_rows:
+    raise ValueError(
+      f'a kernel for whole rows cannot attend to parts of them: kind {kind!r},'
+      f' layout {layout!r} on {R} context shards'
+    )
   if R == 1:
+    attend_rows = (
+      kernel.attend
+      if whole_rows
+      else functools.partial(blockwise.blockwise_attention, kernel=kernel)
+    )
 
     def attend(q, k, v, segment_ids):
-      return blockwise.blockwise_attention(
-        q, k, v, segment_ids=segment_ids, block_len=block_len, kernel=kernel
-      )
+      return attend_rows(q, k, v, segment_ids=segment_ids, block_len=block_len)
 
   else:
     others = tuple(axis for axis in mesh.axis_names if axis != AXIS)
     ring = Ring(AXIS, others, R, layout, kernel, block_len)
-    attend = functools.partial(_ATTEND[kind], ring=ring)
+    attend_parts = _ulysses_whole_rows if whole_rows else _ATTEND[kind]
+    attend = functools.partial(attend_parts, ring=ring)
   split = P(rows or None, context, heads, None)
   return jax.shard_map(
     attend,
@@ -237,6 +264,17 @@ def _ulysses_backward(ring, residuals, d_out):
 
 
 _ulysses.defvjp(_ulysses_forward, _ulysses_backward)
+
+
+def _ulysses_whole_rows(q, k, v, segment_ids, ring):
+  # The kernel has its own gradient, and so have the collectives around it.
+  # Copies of a head add theirs in its dtype: there is no float32 to be had.
+  out = ring.kernel.attend(
+    *_split_heads(q, k, v, ring),
+    segment_ids=_gather(segment_ids, ring),
+    block_len=ring.block_len,
+  )
+  return _to_tokens(out, ring)
 
 
 def _split_heads(q, k, v, ring):
