@@ -166,8 +166,8 @@ class ModelConfig:
   remat: Literal['none', 'dots', 'attention', 'full']
   attention: Literal['dense', 'blockwise'] = 'blockwise'
   attention_block_len: int = 512  # ours: the fastest on CPUs at T=4096
-  # What walks the tiles of 'blockwise': see ops.kernels.choice.
-  attention_kernel: Literal['auto', 'xla', 'pallas'] = 'auto'
+  # What computes 'blockwise': see ops.kernels.choice.
+  attention_kernel: Literal['auto', 'xla', 'pallas', 'cudnn'] = 'auto'
   loss_chunk_len: int = 2048
   # Layers written out per step of the scan. On CPUs a scanned layer runs its
   # element-wise work on one core, so small models unroll them all (-1).

@@ -22,7 +22,12 @@ from longctx_jax.ops.context_parallel import (
   ContextParallel,
   context_parallel_attention,
 )
-from longctx_jax.ops.kernels.choice import choose_kernel, kernel_of
+from longctx_jax.ops.kernels.choice import (
+  Choice,
+  choose_kernel,
+  facts_of,
+  kernel_of,
+)
 from longctx_jax.ops.rope import apply_rope, rope_frequencies
 from longctx_jax.ops.sequence_layout import stored_index
 
@@ -122,17 +127,35 @@ def attention_path(
       return dense_attention
     index = stored_index(parallel.layout, T, parallel.num_shards)
     return functools.partial(dense_attention, index=jnp.asarray(index))
-  block_len = config.attention_block_len
   if parallel is None:
-    return functools.partial(blockwise_attention, block_len=block_len)
-  block_len = parallel.fit_block(block_len, T)
-  choice = choose_kernel(config.attention_kernel, parallel.platform, block_len)
+    return functools.partial(
+      blockwise_attention, block_len=config.attention_block_len
+    )
+  choice, block_len = attention_kernel(config, parallel, T)
   return functools.partial(
     context_parallel_attention,
     parallel=parallel,
     block_len=block_len,
     kernel=kernel_of(choice.name),
   )
+
+
+def attention_kernel(
+  config: ModelConfig, parallel: ContextParallel, T: int
+) -> tuple[Choice, int]:
+  """The kernel for rows of T tokens, with its reason, and its blocks' length.
+
+  Raises:
+    ValueError: the config names a kernel that can't run there.
+  """
+  block_len = parallel.fit_block(config.attention_block_len, T)
+  facts = facts_of(
+    parallel,
+    block_len=block_len,
+    head_dim=config.head_dim,
+    dtype=config.compute_dtype,
+  )
+  return choose_kernel(config.attention_kernel, facts), block_len
 
 
 class MLP(nnx.Module):

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from longctx_jax.config import ConfigError, MeshConfig, StageConfig
+from longctx_jax.model import attention_kernel
 from longctx_jax.ops.context_parallel import ContextParallel, check_split
-from longctx_jax.ops.kernels.choice import choose_kernel
 from longctx_jax.ops.sequence_layout import check_layout
 
 AXES = ('data', 'fsdp', 'context', 'tensor')
@@ -80,7 +80,7 @@ def check_divisible(config: StageConfig, mesh: Mesh) -> None:
   try:
     check_layout(parallel.layout, data.seq_len, parallel.num_shards)
     check_split(parallel, model.num_heads, model.num_kv_heads)
-    _attention_kernel(config, parallel)
+    attention_kernel(config.model, parallel, data.seq_len)
   except ValueError as error:
     raise ConfigError(f'mesh and model: {error}') from error
 
@@ -95,21 +95,16 @@ def describe_attention(config: StageConfig, mesh: Mesh) -> str:
   if config.model.attention == 'dense':
     return 'dense attention, as the config says'
   parallel = context_parallel(config.mesh, mesh)
-  choice, block_len = _attention_kernel(config, parallel)
+  choice, block_len = attention_kernel(
+    config.model, parallel, config.data.seq_len
+  )
+  how = f'kernel {choice.name!r} ({choice.reason})'
+  if choice.name == 'cudnn':
+    how += ", or 'xla' on a device while a row there holds several documents,"
   return (
-    f'attention by kernel {choice.name!r} ({choice.reason}) in blocks of'
-    f' {block_len}, {parallel.num_shards} context shard(s)'
+    f'attention by {how} in blocks of {block_len},'
+    f' {parallel.num_shards} context shard(s)'
   )
-
-
-def _attention_kernel(config, parallel):
-  block_len = parallel.fit_block(
-    config.model.attention_block_len, config.data.seq_len
-  )
-  choice = choose_kernel(
-    config.model.attention_kernel, parallel.platform, block_len
-  )
-  return choice, block_len
 
 
 def param_shardings(tree, mesh: Mesh):

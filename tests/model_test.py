@@ -10,12 +10,22 @@ import pytest
 from flax import nnx
 
 from longctx_jax.config import RopeConfig
-from longctx_jax.model import RMSNorm, Transformer, attention_path
+from longctx_jax.model import (
+  RMSNorm,
+  Transformer,
+  attention_path,
+  model_graph,
+)
 from longctx_jax.ops.context_parallel import ContextParallel
 from longctx_jax.ops.cross_entropy import token_losses_and_predictions
 from longctx_jax.ops.kernels.choice import kernel_of
 from tests import small
 from tests.jaxprs import primitives
+from tests.ops.cuda_lowering import (
+  CUDNN_CALLS,
+  lower_for_cuda,
+  pretend_cudnn,
+)
 from tests.random_params import graph_and_params
 
 T = 12
@@ -337,3 +347,22 @@ def test_a_tpu_takes_its_kernel_where_blocks_fit(
   config = dataclasses.replace(CONFIG, attention_block_len=block_len)
   path = attention_path(config, parallel, T)
   assert path.keywords['kernel'] is kernel_of(kernel)
+
+
+def test_a_gpu_trains_by_cudnn_through_remat_and_scan(monkeypatch):
+  pretend_cudnn(monkeypatch)
+  monkeypatch.setattr(ContextParallel, 'platform', 'gpu')
+  monkeypatch.setattr(ContextParallel, 'compute_capability', (8, 0))
+  config = dataclasses.replace(
+    CONFIG, head_dim=8, compute_dtype='bfloat16', remat='full'
+  )
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',))
+  graph = model_graph(config, ROPE, ContextParallel(mesh))
+  _, params = graph_and_params(config, ROPE)
+
+  def loss(params):
+    return nnx.merge(graph, params)(*BATCH).astype(jnp.float32).sum()
+
+  lowered = lower_for_cuda(jax.jit(jax.grad(loss)), params)
+  assert lowered.custom_calls == set(CUDNN_CALLS)
+  assert 'case' in lowered.operations

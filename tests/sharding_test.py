@@ -14,17 +14,20 @@ from jax.sharding import PartitionSpec as P
 from longctx_jax.batch import Batch
 from longctx_jax.config import ConfigError, MeshConfig, RopeConfig
 from longctx_jax.loss import loss_sum_and_weight
+from longctx_jax.ops.context_parallel import ContextParallel
 from longctx_jax.ops.cross_entropy import cross_entropy_sum
 from longctx_jax.optimizer import make_optimizer
 from longctx_jax.sharding import (
   PARAM_SPECS,
   batch_sharding,
   check_divisible,
+  describe_attention,
   leaf_name,
   make_mesh,
   param_shardings,
 )
 from tests import small
+from tests.ops.cuda_lowering import pretend_cudnn
 from tests.random_params import graph_and_params
 
 B, T = 8, 8
@@ -265,6 +268,11 @@ def test_a_mesh_that_does_not_fit_is_refused_with_its_numbers(config, says):
       {'model': {'attention_kernel': 'pallas'}},
       r"attention_kernel='pallas' runs on TPUs, not on 'cpu'",
     ),
+    (
+      MeshConfig(),
+      {'model': {'attention_kernel': 'cudnn'}},
+      r"attention_kernel='cudnn' runs on GPUs, not on 'cpu'",
+    ),
   ],
 )
 def test_a_size_that_does_not_divide_is_named_with_its_axis(
@@ -279,3 +287,24 @@ def test_sizes_that_divide_pass():
   config = small.stage_config()
   for mesh in (MeshConfig(), MeshConfig(fsdp=2, context=2, tensor=2)):
     check_divisible(config, make_mesh(mesh))
+
+
+def test_the_log_says_which_kernel_attends_and_why(monkeypatch):
+  config = small.stage_config(model={'compute_dtype': 'bfloat16'})
+  rows, shards = (
+    make_mesh(mesh) for mesh in (MeshConfig(), MeshConfig(fsdp=4, context=2))
+  )
+  assert describe_attention(config, shards) == (
+    "attention by kernel 'xla' (no other kernel is for 'cpu') in blocks of 32,"
+    ' 2 context shard(s)'
+  )
+  pretend_cudnn(monkeypatch)
+  monkeypatch.setattr(ContextParallel, 'platform', 'gpu')
+  monkeypatch.setattr(ContextParallel, 'compute_capability', (8, 0))
+  assert describe_attention(config, rows) == (
+    "attention by kernel 'cudnn' (it is for 'gpu'), or 'xla' on a device while"
+    ' a row there holds several documents, in blocks of 32, 1 context shard(s)'
+  )
+  assert "kernel 'xla' ('cudnn' needs whole rows" in describe_attention(
+    config, shards
+  )

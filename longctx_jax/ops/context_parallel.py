@@ -13,6 +13,7 @@ Only 'ulysses' bounds R: it must divide N.
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -68,6 +69,16 @@ class ContextParallel(NamedTuple):
   def platform(self) -> str:
     """Of the devices: 'cpu', 'gpu', 'tpu'."""
     return self.mesh.devices.flat[0].platform
+
+  @property
+  def compute_capability(self) -> tuple[int, ...]:
+    """Of NVIDIA's GPUs, (9, 0) for one; () of other devices."""
+    device = self.mesh.devices.flat[0]
+    # AMD's GPUs give the name of an architecture here; CPUs have none.
+    version = str(getattr(device, 'compute_capability', ''))
+    if not re.fullmatch(r'\d+\.\d+', version):
+      return ()
+    return tuple(int(part) for part in version.split('.'))
 
   @property
   def has_whole_rows(self) -> bool:
