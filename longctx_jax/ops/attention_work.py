@@ -12,14 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from longctx_jax.array_types import typed
-from longctx_jax.ops.attention import Place
 from longctx_jax.ops.context_parallel import ContextParallel, check_rows
 from longctx_jax.ops.ring_attention import needed_hops
 from longctx_jax.ops.sequence_layout import stored_index
 from longctx_jax.ops.tiles import (
-  block_extents,
-  needed_between_shards,
-  needed_tiles,
+  count_causal_tiles,
+  count_tiles,
+  shard_extents,
 )
 
 
@@ -44,52 +43,40 @@ def attention_work(
   B, T = segment_ids.shape
   check_rows(parallel, B)
   block_len = parallel.fit_block(block_len, T)
-  tiles = _tiles_by_shard(segment_ids, parallel, block_len)
-  # Without documents all rows are alike, and the work is known beforehand.
-  causal = _tiles_by_shard(jnp.ones((1, T), jnp.int32), parallel, block_len)
+  index = stored_index(parallel.layout, T, parallel.num_shards)
+  # The parts of a row in which queries, and keys, are cut into blocks.
+  indices = [index.reshape(parts, -1) for parts in _parts(parallel)]
+  queries, keys = (
+    shard_extents(
+      segment_ids.reshape(B, *index.shape).swapaxes(0, 1),
+      jnp.asarray(index),
+      block_len,
+    )
+    for index in indices
+  )
+  counts = count_tiles(queries, keys)
+  tiles = counts.sum(axis=2, dtype=jnp.float32)
   by_device = tiles.reshape(parallel.row_shards, -1, tiles.shape[1]).sum(axis=1)
   hop_share = jnp.float32(0)
   if parallel.kind == 'ring' and parallel.num_shards > 1:
-    needed = needed_between_shards(*_shards(segment_ids, parallel), block_len)
-    hops = needed_hops(needed.any(axis=(0, 3, 4)), parallel.layout)
+    hops = needed_hops(jnp.any(counts > 0, axis=0), parallel.layout)
     hop_share = (hops.up + hops.down) / jnp.float32(parallel.num_shards - 1)
   return AttentionWork(
     tiles=tiles.sum(),
-    tile_share=tiles.sum() / (B * causal.sum()),
+    tile_share=tiles.sum() / (B * count_causal_tiles(*indices, block_len)),
     hop_share=hop_share,
     imbalance=by_device.max() / jnp.maximum(by_device.mean(), 1e-8),
     attended_pairs=_attended_pairs(segment_ids),
   )
 
 
-def _tiles_by_shard(segment_ids, parallel, block_len):
-  """Tiles that each shard makes: float32 [B, R], [B, 1] if all make as many."""
-  ids, index = _shards(segment_ids, parallel)
-  T = segment_ids.shape[1]
-  row = Place(segment_ids, index.reshape(T))
-  if parallel.kind == 'ring':
-    needed = needed_between_shards(ids, index, block_len)
-  elif parallel.kind == 'allgather':  # own queries, all keys
+def _parts(parallel):
+  """Into how many parts the kernel's calls cut a row's queries, and its keys.
 
-    def own_queries(ids, index):
-      return needed_tiles(
-        block_extents(Place(ids, index), block_len),
-        block_extents(row, block_len),
-      )
-
-    needed = jax.vmap(own_queries, out_axes=1)(ids, index)
-  else:  # ulysses: all queries, of some heads
-    extents = block_extents(row, block_len)
-    needed = needed_tiles(extents, extents)[:, None]
-  tiles_axes = tuple(range(2, needed.ndim))
-  return needed.sum(axis=tiles_axes, dtype=jnp.float32)
-
-
-def _shards(segment_ids, parallel):
-  """Segment ids [R, B, T / R] and row indices [R, T / R] of each shard."""
-  (B, T), R = segment_ids.shape, parallel.num_shards
-  index = jnp.asarray(stored_index(parallel.layout, T, R)).reshape(R, T // R)
-  return segment_ids.reshape(B, R, T // R).swapaxes(0, 1), index
+  With Ulysses all shards make the same tiles, each for some of the heads.
+  """
+  R = parallel.num_shards
+  return {'ring': (R, R), 'allgather': (R, 1), 'ulysses': (1, 1)}[parallel.kind]
 
 
 def _attended_pairs(segment_ids):

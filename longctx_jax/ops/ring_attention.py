@@ -30,7 +30,7 @@ from longctx_jax.ops.blockwise_attention import (
   row_delta,
 )
 from longctx_jax.ops.sequence_layout import Layout, shard_index
-from longctx_jax.ops.tiles import needed_between_shards
+from longctx_jax.ops.tiles import count_tiles, shard_extents
 
 
 class Ring(NamedTuple):
@@ -195,9 +195,8 @@ class _Tour:
     # A token's id is thousands of times smaller than its key and value: all
     # ids are told to all once, and only keys and values travel.
     self._segment_ids = jax.lax.all_gather(segment_ids, axis)  # [R, B, T/R]
-    needed = needed_between_shards(
-      self._segment_ids, self._indices, ring.block_len
-    ).any(axis=(0, 3, 4))
+    extents = shard_extents(self._segment_ids, self._indices, ring.block_len)
+    needed = jnp.any(count_tiles(extents, extents) > 0, axis=0)
     if ring.other_axes:
       # Devices that hold other rows run the same loops, so they must agree on
       # what is needed before it is planned: plans cannot be put together.

@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from longctx_jax.ops.attention import Place
 
 _NONE = jnp.iinfo(jnp.int32).max
+_TILES_AT_A_TIME = 1_048_576  # ours: 1 MB of answers, and few turns of the loop
 
 
 class Extent(NamedTuple):
@@ -74,14 +76,56 @@ def tile_lists(needed: Bool[Array, '*batch Q S']) -> TileLists:
   )
 
 
-def needed_between_shards(
+def shard_extents(
   segment_ids: Int[Array, 'R B T'], index: Int[Array, 'R T'], block_len: int
-) -> Bool[Array, 'B R R query_blocks key_blocks']:
-  """`needed_tiles` of the queries of each shard and the keys of each."""
+) -> Extent:
+  """`block_extents` of each shard, stacked: [B, R, blocks]."""
 
   def extents(segment_ids, index):
     return block_extents(Place(segment_ids, index), block_len)
 
-  shards = jax.vmap(extents, out_axes=1)(segment_ids, index)
-  each = jax.vmap(needed_tiles, in_axes=(None, 1), out_axes=1)
-  return jax.vmap(each, in_axes=(1, None), out_axes=1)(shards, shards)
+  return jax.vmap(extents, out_axes=1)(segment_ids, index)
+
+
+def count_tiles(
+  queries: Extent, keys: Extent
+) -> Int[Array, 'B query_shards key_shards']:
+  """How many tiles are needed of each shard's queries and each one's keys.
+
+  Both [B, shards, blocks], and shards may differ. What is needed is added up
+  for some query blocks at a time, so that memory does not grow with the number
+  of tiles: a row of 512K tokens has 17 million in blocks of 128.
+  """
+  B, query_shards, query_blocks = queries.max_segment.shape
+  key_shards = keys.max_segment.shape[1]
+  by_block = jax.tree.map(lambda x: x.reshape(B, -1).T, queries)
+  keys = jax.tree.map(lambda x: x.reshape(B, -1), keys)
+
+  def count(query):
+    block = jax.tree.map(lambda x: x[:, None], query)
+    needed = needed_tiles(block, keys).reshape(B, key_shards, -1)
+    return jnp.sum(needed, axis=-1, dtype=jnp.int32)
+
+  at_a_time = max(_TILES_AT_A_TIME // max(keys.max_segment.size, 1), 1)
+  counts = jax.lax.map(count, by_block, batch_size=at_a_time)
+  counts = counts.reshape(query_shards, query_blocks, B, key_shards)
+  return counts.sum(axis=1).swapaxes(0, 1)
+
+
+def count_causal_tiles(
+  query_index: np.ndarray, key_index: np.ndarray, block_len: int
+) -> int:
+  """Tiles that causality alone leaves, of indices [shards, tokens of each].
+
+  `count_tiles` of one row of one document, known without looking at a batch: a
+  tile is needed unless its first key comes after its last query.
+  """
+  last_query, first_key = (
+    extreme.reduceat(index, np.arange(0, index.shape[1], block_len), axis=1)
+    for extreme, index in (
+      (np.maximum, query_index),
+      (np.minimum, key_index),
+    )
+  )
+  first_key = np.sort(first_key, axis=None)
+  return int(np.searchsorted(first_key, last_query, side='right').sum())

@@ -17,7 +17,7 @@ from longctx_jax.ops.context_parallel import (
 )
 from longctx_jax.ops.ring_attention import merge, needed_hops
 from longctx_jax.ops.sequence_layout import stored_index
-from longctx_jax.ops.tiles import needed_between_shards
+from longctx_jax.ops.tiles import count_tiles, shard_extents
 from tests.ops.attention_inputs import random_qkv, row
 
 R, T, BLOCK_LEN = 4, 64, 8
@@ -28,12 +28,13 @@ PAIRS = row(*[12] * 5, T=T)  # each within two chunks, but not within one shard
 
 def hops_of(segment_ids, layout):
   index = stored_index(layout, T, R)
-  needed = needed_between_shards(
+  extents = shard_extents(
     jnp.asarray(segment_ids[index].reshape(R, 1, -1)),
     jnp.asarray(index.reshape(R, -1)),
     BLOCK_LEN,
   )
-  return tuple(map(int, needed_hops(needed.any(axis=(0, 3, 4)), layout)))
+  needed = count_tiles(extents, extents)[0] > 0
+  return tuple(map(int, needed_hops(needed, layout)))
 
 
 @pytest.mark.parametrize(
