@@ -23,7 +23,8 @@ from longctx_jax.flops import Throughput
 from longctx_jax.loss import loss_sum_and_weight
 from longctx_jax.metrics import MetricsWriter
 from longctx_jax.model import Transformer, model_graph
-from longctx_jax.ops.attention_work import attention_work
+from longctx_jax.ops.attention_work import attended_pairs, attention_work
+from longctx_jax.ops.context_parallel import ContextParallel
 from longctx_jax.ops.sequence_layout import to_layout
 from longctx_jax.optimizer import make_optimizer, make_schedule
 from longctx_jax.progress import Progress
@@ -75,20 +76,39 @@ def mean_loss_and_grads(
     )
     return jax.tree.map(jnp.add, totals, (loss_sum, weight, grads)), None
 
-  def split(x):
-    # Strided, so that each piece is spread over the mesh as the whole is.
-    return x.reshape(-1, num_micro, x.shape[-1]).swapaxes(0, 1)
-
   zeros = jax.tree.map(jnp.zeros_like, params)
   (loss_sum, weight, grads), _ = jax.lax.scan(
     accumulate,
     (jnp.float32(0), jnp.float32(0), zeros),
-    jax.tree.map(split, batch),
+    jax.tree.map(lambda x: _split(x, num_micro), batch),
   )
   # A batch without a single target changes nothing, rather than to NaN.
   safe_weight = jnp.maximum(weight, 1e-8)
   grads = jax.tree.map(lambda g: g / safe_weight, grads)
   return loss_sum / safe_weight, weight, grads
+
+
+def _split(x, num_micro):
+  """[B, T] -> [num_micro, B / num_micro, T]."""
+  # Strided, so that each piece is spread over the mesh as the whole is.
+  return x.reshape(-1, num_micro, x.shape[-1]).swapaxes(0, 1)
+
+
+def attention_metrics(
+  config: StageConfig, parallel: ContextParallel, segment_ids: jax.Array
+) -> dict[str, jax.Array]:
+  """Counters of one layer's attention to a batch, stored in its layout."""
+  work = attention_work(
+    _split(segment_ids, config.train.micro_batches),
+    parallel,
+    config.model.attention_block_len,
+  )
+  return {
+    'attended_pairs': attended_pairs(segment_ids),
+    'attention_tile_share': work.tile_share,
+    'ring_hop_share': work.hop_share,
+    'device_imbalance': work.imbalance,
+  }
 
 
 def make_train_step(config: StageConfig, mesh: Mesh):
@@ -106,19 +126,13 @@ def make_train_step(config: StageConfig, mesh: Mesh):
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    work = attention_work(
-      batch.segment_ids, parallel, config.model.attention_block_len
-    )
     metrics = {
       'loss': loss,
       'grad_norm': optax.tree.norm(grads),
       'lr': schedule(state.step),
       'target_weight': weight,
       'tokens': jnp.sum(batch.segment_ids > 0, dtype=jnp.float32),
-      'attended_pairs': work.attended_pairs,
-      'attention_tile_share': work.tile_share,
-      'ring_hop_share': work.hop_share,
-      'device_imbalance': work.imbalance,
+      **attention_metrics(config, parallel, batch.segment_ids),
     }
     return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -1,10 +1,12 @@
 """The step and the loop: accumulation, meshes, resuming, non-finite losses."""
 
 import dataclasses
+import functools
 import logging
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,13 +17,16 @@ from longctx_jax.data.pipeline import BatchSource, make_pipeline
 from longctx_jax.data.prepare import prepare_corpus
 from longctx_jax.metrics import read_metrics
 from longctx_jax.model import model_graph
+from longctx_jax.ops.sequence_layout import to_layout
 from longctx_jax.train import (
+  attention_metrics,
   init_state,
   mean_loss_and_grads,
   put_batch,
   train,
 )
 from tests import small
+from tests.ops.attention_inputs import row
 
 
 def one_device(config):
@@ -129,6 +134,31 @@ def test_metrics_count_the_work_of_attention(corpus, tmp_path, caplog):
     assert 0 < metrics['ring_hop_share'] <= 1
     assert metrics['device_imbalance'] >= 1
     assert metrics['model_flops_per_s'] > metrics['tokens_per_s'] > 0
+
+
+def metrics_of(rows, **changes):
+  config = small.stage_config(mesh={'fsdp': 2, 'context': 4}, **changes)
+  parallel = sharding.context_parallel(
+    config.mesh, sharding.make_mesh(config.mesh)
+  )
+  stored = jnp.asarray(to_layout(np.stack(rows), parallel.layout, 4))
+  run = jax.jit(functools.partial(attention_metrics, config, parallel))
+  return jax.tree.map(float, run(stored))
+
+
+def test_counters_are_those_of_the_micro_batches_that_are_made():
+  one, short = row(128, T=128), row(*[16] * 8, T=128)
+  rows = [short, one, short, one]
+  # Two strided ones: in the first no keys travel, in the second all do.
+  split = metrics_of(rows, train={'micro_batches': 2})
+  assert split['ring_hop_share'] == 0.5
+  # Of 36 tiles of a triangle of 8 blocks, 8 are left of the short documents.
+  assert split['attention_tile_share'] == pytest.approx(44 / 72)
+  assert split['device_imbalance'] == 1
+  whole = metrics_of(rows, train={'micro_batches': 1})
+  assert whole['ring_hop_share'] == 1
+  assert whole['attention_tile_share'] == split['attention_tile_share']
+  assert whole['attended_pairs'] == split['attended_pairs']
 
 
 def test_resuming_redoes_the_metrics_of_lost_steps_once(corpus, tmp_path):

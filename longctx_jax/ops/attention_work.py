@@ -29,44 +29,57 @@ class AttentionWork(NamedTuple):
   tile_share: Float[Array, '']  # of the tiles that causality alone leaves
   hop_share: Float[Array, '']  # of the R - 1 hops of a full ring; 0 without one
   imbalance: Float[Array, '']  # tiles of the busiest device against the mean
-  attended_pairs: Float[Array, '']  # (query, key) pairs that attend
 
 
 @typed
 def attention_work(
-  segment_ids: Int[Array, 'B T'], parallel: ContextParallel, block_len: int
+  segment_ids: Int[Array, '*micro B T'],
+  parallel: ContextParallel,
+  block_len: int,
 ) -> AttentionWork:
-  """Counts the work of a batch, stored in its layout.
+  """Counts the work of a batch, or of its micro-batches one after the other.
 
-  Every device of `data` and `fsdp` holds an equal share of the rows, in order.
+  Rows are stored in their layout. Every device of `data` and `fsdp` holds an
+  equal share of them, in order. Hops are agreed on, and the busiest device is
+  waited for, in each micro-batch anew: `hop_share` is the mean of theirs, and
+  `imbalance` the sum of the busiest's tiles against the sum of the means.
   """
-  B, T = segment_ids.shape
+  B, T = segment_ids.shape[-2:]
   check_rows(parallel, B)
+  R = parallel.num_shards
   block_len = parallel.fit_block(block_len, T)
-  index = stored_index(parallel.layout, T, parallel.num_shards)
+  index = stored_index(parallel.layout, T, R)
   # The parts of a row in which queries, and keys, are cut into blocks.
   indices = [index.reshape(parts, -1) for parts in _parts(parallel)]
-  queries, keys = (
-    shard_extents(
-      segment_ids.reshape(B, *index.shape).swapaxes(0, 1),
-      jnp.asarray(index),
-      block_len,
+
+  def of_one(segment_ids):
+    queries, keys = (
+      shard_extents(
+        segment_ids.reshape(B, *index.shape).swapaxes(0, 1),
+        jnp.asarray(index),
+        block_len,
+      )
+      for index in indices
     )
-    for index in indices
-  )
-  counts = count_tiles(queries, keys)
-  tiles = counts.sum(axis=2, dtype=jnp.float32)
-  by_device = tiles.reshape(parallel.row_shards, -1, tiles.shape[1]).sum(axis=1)
-  hop_share = jnp.float32(0)
-  if parallel.kind == 'ring' and parallel.num_shards > 1:
-    hops = needed_hops(jnp.any(counts > 0, axis=0), parallel.layout)
-    hop_share = (hops.up + hops.down) / jnp.float32(parallel.num_shards - 1)
+    counts = count_tiles(queries, keys)
+    by_row = counts.sum(axis=2, dtype=jnp.float32)
+    by_device = by_row.reshape(parallel.row_shards, -1, by_row.shape[1])
+    hop_share = jnp.float32(0)
+    if parallel.kind == 'ring' and R > 1:
+      hops = needed_hops(jnp.any(counts > 0, axis=0), parallel.layout)
+      hop_share = (hops.up + hops.down) / jnp.float32(R - 1)
+    return by_device.sum(axis=1), hop_share
+
+  micro_batches = segment_ids.reshape(-1, B, T)
+  tiles, hop_share = jax.lax.map(of_one, micro_batches)
+  busiest, mean = tiles.max(axis=(1, 2)), tiles.mean(axis=(1, 2))
+  num_rows = micro_batches.shape[0] * B
+  causal = num_rows * count_causal_tiles(*indices, block_len)
   return AttentionWork(
     tiles=tiles.sum(),
-    tile_share=tiles.sum() / (B * count_causal_tiles(*indices, block_len)),
-    hop_share=hop_share,
-    imbalance=by_device.max() / jnp.maximum(by_device.mean(), 1e-8),
-    attended_pairs=_attended_pairs(segment_ids),
+    tile_share=tiles.sum() / float(causal),  # may be more than an int32 holds
+    hop_share=hop_share.mean(),
+    imbalance=busiest.sum() / jnp.maximum(mean.sum(), 1e-8),
   )
 
 
@@ -79,8 +92,12 @@ def _parts(parallel):
   return {'ring': (R, R), 'allgather': (R, 1), 'ulysses': (1, 1)}[parallel.kind]
 
 
-def _attended_pairs(segment_ids):
-  """Sum over segments of n (n + 1) / 2; the order of tokens does not matter."""
+@typed
+def attended_pairs(segment_ids: Int[Array, 'B T']) -> Float[Array, '']:
+  """(query, key) pairs that attend: the sum over segments of n (n + 1) / 2.
+
+  The order of tokens does not matter.
+  """
   T = segment_ids.shape[1]
 
   def tokens_by_segment(row):

@@ -9,7 +9,7 @@ import pytest
 
 from longctx_jax.ops import blockwise_attention as blockwise
 from longctx_jax.ops.attention import attention_mask, places
-from longctx_jax.ops.attention_work import attention_work
+from longctx_jax.ops.attention_work import attended_pairs, attention_work
 from longctx_jax.ops.context_parallel import (
   ContextParallel,
   context_parallel_attention,
@@ -30,9 +30,12 @@ def split(kind, layout, **axes):
   return ContextParallel(mesh, kind, layout)
 
 
+count = jax.jit(attention_work, static_argnums=(1, 2))
+
+
 def work_of(rows, parallel):
-  stored = to_layout(rows, parallel.layout, parallel.num_shards)
-  work = attention_work(jnp.asarray(stored), parallel, BLOCK_LEN)
+  stored = to_layout(rows, parallel.layout, parallel.num_shards, axis=-1)
+  work = count(jnp.asarray(stored), parallel, BLOCK_LEN)
   return jax.tree.map(float, work)
 
 
@@ -43,10 +46,14 @@ def test_counts_of_a_drawn_batch(kind, layout):
   # In blocks of 8: a triangle of 8; 1, 3 and 2 blocks; 8 of one; 3 blocks.
   tiles = [36, 1 + 6 + 3, 8, 6]
   assert work.tile_share == pytest.approx(sum(tiles) / (4 * 36))
-  mask = attention_mask(*[places(4, T, jnp.asarray(ROWS), None)] * 2)
-  assert work.attended_pairs == mask.sum()
   # The first row is one document, so its keys go all the way round.
   assert work.hop_share == (1.0 if kind == 'ring' else 0.0)
+
+
+def test_attended_pairs_are_those_of_the_mask():
+  rows = jnp.asarray(ROWS)
+  mask = attention_mask(*[places(4, T, rows, None)] * 2)
+  assert attended_pairs(rows) == attended_pairs(rows[:, ::-1]) == mask.sum()
 
 
 def test_hops_follow_the_longest_document_of_the_batch():
@@ -77,6 +84,33 @@ def test_devices_with_other_rows_count_too():
   parallel = split('ulysses', 'contiguous', data=2, context=4)
   # 36 tiles on one half of the devices, 10 on the other.
   assert work_of(ROWS[:2], parallel).imbalance == pytest.approx(36 / 23)
+
+
+def test_each_micro_batch_makes_its_own_hops():
+  parallel = split('ring', 'contiguous', data=2, context=4)
+  one, short = ROWS[0], ROWS[2]
+  apart = work_of(np.array([[short, short], [one, one]]), parallel)
+  assert apart.hop_share == (0 + 1) / 2
+  assert apart.imbalance == pytest.approx((2 + 15) / (2 + 9))
+  # In each there is a row of one document.
+  mixed = work_of(np.array([[short, one], [one, short]]), parallel)
+  assert mixed.hop_share == 1
+  assert apart.tiles == mixed.tiles == 2 * (8 + 36)
+  assert apart.tile_share == mixed.tile_share == pytest.approx(44 / 72)
+
+
+def test_what_one_micro_batch_leaves_idle_another_does_not_make_good():
+  parallel = split('ulysses', 'contiguous', data=2, context=4)
+  one, short = ROWS[0], ROWS[2]
+  work = work_of(np.array([[one, short], [short, one]]), parallel)
+  # Both halves of the devices make 36 + 8, but never as many at once.
+  assert work.imbalance == pytest.approx((36 + 36) / (22 + 22))
+
+
+def test_there_may_be_more_tiles_than_an_int32_holds():
+  parallel = split('ring', 'zigzag', context=8)
+  rows = jax.ShapeDtypeStruct((1024, 524_288), jnp.int32)
+  jax.eval_shape(lambda ids: attention_work(ids, parallel, 128), rows)
 
 
 @pytest.mark.parametrize('kind', ['ring', 'allgather', 'ulysses'])
