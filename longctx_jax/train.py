@@ -97,14 +97,21 @@ def _split(x, num_micro):
 def attention_metrics(
   config: StageConfig, parallel: ContextParallel, segment_ids: jax.Array
 ) -> dict[str, jax.Array]:
-  """Counters of one layer's attention to a batch, stored in its layout."""
+  """Counters of one layer's attention to a batch, stored in its layout.
+
+  Dense attention makes all scores, not in tiles, and XLA moves its keys, so
+  there is nothing else to count of it than the pairs that attend.
+  """
+  metrics = {'attended_pairs': attended_pairs(segment_ids)}
+  if config.model.attention == 'dense':
+    return metrics
   work = attention_work(
     _split(segment_ids, config.train.micro_batches),
     parallel,
     config.model.attention_block_len,
   )
   return {
-    'attended_pairs': attended_pairs(segment_ids),
+    **metrics,
     'attention_tile_share': work.tile_share,
     'ring_hop_share': work.hop_share,
     'device_imbalance': work.imbalance,

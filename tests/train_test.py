@@ -161,6 +161,13 @@ def test_counters_are_those_of_the_micro_batches_that_are_made():
   assert whole['attended_pairs'] == split['attended_pairs']
 
 
+def test_dense_attention_reports_no_tiles_and_no_hops():
+  rows = [row(128, T=128), row(100, 28, T=128)]
+  metrics = metrics_of(rows, model={'attention': 'dense'})
+  pairs = (128 * 129 + 100 * 101 + 28 * 29) / 2
+  assert metrics == {'attended_pairs': pairs}
+
+
 def test_resuming_redoes_the_metrics_of_lost_steps_once(corpus, tmp_path):
   config = small.stage_config()
   mesh = one_device(config)
