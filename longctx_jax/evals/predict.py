@@ -18,7 +18,9 @@ from longctx_jax import sharding
 from longctx_jax.batch import Batch
 from longctx_jax.config import StageConfig
 from longctx_jax.model import model_graph
+from longctx_jax.ops.context_parallel import ContextParallel
 from longctx_jax.ops.cross_entropy import token_losses_and_predictions
+from longctx_jax.ops.sequence_layout import from_layout, to_layout
 
 
 # One function for all predictors: stages whose models are alike share what it
@@ -35,18 +37,24 @@ def _predict(graph: nnx.GraphDef, params: Any, batch: Batch):
   )
 
 
+def split_of_rows(config: StageConfig, mesh: Mesh, T: int) -> ContextParallel:
+  """How rows of T tokens are split: as in training, but short ones in order.
+
+  Where a chunk of zigzag is shorter than a block of attention, there is less
+  to balance than smaller blocks cost, and the kernels for TPUs refuse them.
+  """
+  parallel = sharding.context_parallel(config.mesh, mesh)
+  block_len = config.model.attention_block_len
+  if parallel.fit_block(block_len, T) < block_len:
+    return parallel._replace(layout='contiguous')
+  return parallel
+
+
 class Predictor:
   """A model's parameters, ready to be asked about rows of any length."""
 
   def __init__(self, config: StageConfig, params: Any, mesh: Mesh):
-    self._params, self._mesh = params, mesh
-    self._batch_tokens = config.evals.batch_tokens
-    self._multiple = mesh.shape['data'] * mesh.shape['fsdp']
-    # Rows stay in order, so that predictions need not be put back into it.
-    parallel = sharding.context_parallel(config.mesh, mesh)
-    self._graph = model_graph(
-      config.model, config.rope, parallel._replace(layout='contiguous')
-    )
+    self._config, self._params, self._mesh = config, params, mesh
 
   def rows(
     self, rows: Sequence[np.ndarray]
@@ -60,16 +68,22 @@ class Predictor:
     longest = max(len(row) for row in rows)
     T = 1 << (longest - 1).bit_length()
     T = min(T, longest + -longest % 8192)
-    T += -T % self._mesh.shape['context']
-    batch_size = max(self._batch_tokens // T, 1)
-    batch_size += -batch_size % self._multiple
+    T += -T % (2 * self._mesh.shape['context'])  # the chunks of zigzag
+    parallel = split_of_rows(self._config, self._mesh, T)
+    graph = model_graph(self._config.model, self._config.rope, parallel)
+    layout = parallel.layout, parallel.num_shards
+    batch_size = max(self._config.evals.batch_tokens // T, 1)
+    batch_size += -batch_size % parallel.row_shards
     for first in range(0, len(rows), batch_size):
       group = rows[first : first + batch_size]
+      padded = _pad_rows(group, batch_size, T)
       batch = jax.device_put(
-        _pad_rows(group, batch_size, T), sharding.batch_sharding(self._mesh)
+        Batch(*(to_layout(x, *layout) for x in padded)),
+        sharding.batch_sharding(self._mesh),
       )
-      losses, predictions = map(
-        np.asarray, _predict(self._graph, self._params, batch)
+      losses, predictions = (
+        from_layout(np.asarray(x), *layout)
+        for x in _predict(graph, self._params, batch)
       )
       for k, row in enumerate(group):
         used = len(row) - 1

@@ -10,7 +10,7 @@ from flax import nnx
 
 from longctx_jax import sharding
 from longctx_jax.config import MeshConfig
-from longctx_jax.evals.predict import Predictor
+from longctx_jax.evals.predict import Predictor, split_of_rows
 from longctx_jax.model import Transformer, model_graph
 from tests import small
 
@@ -40,6 +40,15 @@ def rows():
 
 def mesh_of(num_devices, **sizes):
   return sharding.make_mesh(MeshConfig(**sizes), jax.devices()[:num_devices])
+
+
+def split_config(layout):
+  """With blocks no longer than the chunks of rows of 64."""
+  return dataclasses.replace(
+    CONFIG,
+    model=dataclasses.replace(CONFIG.model, attention_block_len=4),
+    mesh=dataclasses.replace(CONFIG.mesh, context_layout=layout),
+  )
 
 
 @jax.jit
@@ -89,8 +98,22 @@ def test_rows_together_alone_and_in_any_order_are_the_same(predictor, rows):
   assert len(together[-1][0]) == 0
 
 
+@pytest.mark.parametrize(
+  ('layout', 'data', 'context'),
+  # On 5 shards, rows of 64 are padded to 70 for the 10 chunks of zigzag.
+  [('zigzag', 2, 4), ('contiguous', 2, 4), ('zigzag', 1, 5)],
+)
 def test_rows_and_context_spread_over_devices_are_the_same(
-  params, predictor, rows
+  params, predictor, rows, layout, data, context
 ):
-  spread = Predictor(CONFIG, params, mesh_of(4, data=2, fsdp=1, context=2))
+  config = split_config(layout)
+  mesh = mesh_of(data * context, data=data, fsdp=1, context=context)
+  assert split_of_rows(config, mesh, 64 + -64 % (2 * context)).layout == layout
+  spread = Predictor(config, params, mesh)
   check_equal(spread.rows(rows), predictor.rows(rows))
+
+
+def test_rows_whose_chunks_are_shorter_than_a_block_stay_in_order():
+  config, mesh = split_config('zigzag'), mesh_of(4, fsdp=1, context=4)
+  layouts = [split_of_rows(config, mesh, T).layout for T in (16, 32, 64)]
+  assert layouts == ['contiguous', 'zigzag', 'zigzag']
