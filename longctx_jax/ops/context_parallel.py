@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
@@ -113,12 +113,14 @@ def context_parallel_attention(
   `tensor`; an axis that the mesh lacks splits nothing.
 
   Raises:
-    ValueError: B, T, N or K does not divide over its axis, or the kernel is one
-      for whole rows and no device has them.
+    ValueError: B, T, N or K does not divide over its axis, the mesh has axes
+      that are not automatic, or the kernel is one for whole rows and no device
+      has them.
   """
   B, T, N, _ = q.shape
   mesh, kind, layout = parallel
   R = parallel.num_shards
+  check_mesh(mesh)
   check_heads(N, k.shape[2])
   check_layout(layout, T, R)
   check_split(parallel, N, k.shape[2])
@@ -156,6 +158,19 @@ def context_parallel_attention(
     out_specs=split,
     check_vma=False,  # the gradients are ours: nothing for JAX to infer
   )(q, k, v, segment_ids)
+
+
+def check_mesh(mesh: Mesh) -> None:
+  """Raises ValueError unless XLA decides what lies where on the mesh.
+
+  On `Explicit` axes, the default of `jax.make_mesh`, all inputs would have to
+  be split just so already, and what the model makes of them.
+  """
+  if any(kind != AxisType.Auto for kind in mesh.axis_types):
+    raise ValueError(
+      f'the axes of {mesh} must be Auto: make it by jax.make_mesh(sizes, names,'
+      ' axis_types=(jax.sharding.AxisType.Auto,) * len(names))'
+    )
 
 
 def check_rows(parallel: ContextParallel, B: int) -> None:

@@ -254,6 +254,17 @@ def test_rows_that_do_not_divide_are_refused_with_their_number():
     context_parallel_attention(q, k, v, parallel=path.parallel())
 
 
+def test_a_mesh_of_explicit_axes_is_refused_and_one_of_auto_axes_is_not():
+  q, k, v, _ = random_qkv(0, (2, 16, 4, 2, H))
+  make = functools.partial(jax.make_mesh, (2, 4), ('data', 'context'))
+  explicit = ContextParallel(make())
+  with pytest.raises(ValueError, match=r'must be Auto: make it by .*AxisType'):
+    context_parallel_attention(q, k, v, parallel=explicit)
+  auto = ContextParallel(make(axis_types=(jax.sharding.AxisType.Auto,) * 2))
+  attend = functools.partial(context_parallel_attention, parallel=auto)
+  assert jax.eval_shape(attend, q, k, v).shape == q.shape
+
+
 def test_one_shard_takes_rows_of_any_length():
   path = Path('ring', 'zigzag', (('context', 1),))
   q, k, v, _ = random_qkv(0, (1, 7, 4, 2, H))
