@@ -67,6 +67,11 @@ def rope_frequencies(
     raise ValueError(
       f'rope scaling {scaling!r} needs original_len > 0, got {original_len}'
     )
+  if scaling == 'ntk' and head_dim == 2:
+    raise ValueError(
+      "rope scaling 'ntk' keeps the fastest frequency and interpolates the"
+      ' slowest, but head_dim=2 has only one: use linear'
+    )
   if scaling == 'ntk':
     base = base * factor ** (head_dim / (head_dim - 2))
   exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim

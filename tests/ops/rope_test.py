@@ -216,6 +216,7 @@ def test_bfloat16_input_is_rotated_in_float32():
   ('arguments', 'says'),
   [
     ({'head_dim': 15}, 'even for RoPE, got 15'),
+    ({'head_dim': 2, 'scaling': 'ntk'}, "'ntk' .* head_dim=2 has only one"),
     ({'scaling': 'dynamic'}, "'dynamic' is not one of"),
     (
       {'scaling': 'yarn', 'factor': 4.0},
