@@ -15,13 +15,17 @@ from longctx_jax.config import ModelConfig
 
 # Peak of one device, bfloat16 with float32 sums, without sparsity, in FLOP/s.
 # Keys are JAX's device_kind. Sources: cloud.google.com/tpu/docs, one page a
-# generation; NVIDIA's data sheets of A100, H100 and H200 (SXM).
+# generation; NVIDIA's data sheets of A100 (SXM and PCIe, 40 and 80 GB, have one
+# figure), H100 and H200 (SXM).
 PEAK_FLOPS = {
   'TPU v4': 275e12,
   'TPU v5 lite': 197e12,
   'TPU v5': 459e12,
   'TPU v6 lite': 918e12,
+  'NVIDIA A100-SXM4-40GB': 312e12,
   'NVIDIA A100-SXM4-80GB': 312e12,
+  'NVIDIA A100-PCIE-40GB': 312e12,
+  'NVIDIA A100 80GB PCIe': 312e12,
   'NVIDIA H100 80GB HBM3': 989e12,
   'NVIDIA H200': 989e12,
 }

@@ -55,5 +55,19 @@ def test_rates_are_sums_over_seconds(monkeypatch):
   assert got['mfu'] == pytest.approx(total / 2 / (4 * 459e12))
 
 
+@pytest.mark.parametrize(
+  'kind',
+  [
+    'NVIDIA A100-SXM4-40GB',
+    'NVIDIA A100-SXM4-80GB',
+    'NVIDIA A100-PCIE-40GB',
+    'NVIDIA A100 80GB PCIe',
+  ],
+)
+def test_every_a100_has_the_same_peak(kind, monkeypatch):
+  got = rates(kind, 1.0, monkeypatch)
+  assert got['model_flops_per_s'] / got['mfu'] == pytest.approx(4 * 312e12)
+
+
 def test_no_utilisation_is_claimed_of_an_unknown_device(monkeypatch):
   assert 'mfu' not in rates('cpu', 2.0, monkeypatch)
