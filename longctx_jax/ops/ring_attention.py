@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from longctx_jax.array_types import typed
 from longctx_jax.ops.attention import Place
 from longctx_jax.ops.blockwise_attention import (
   MASKED,
@@ -51,6 +52,7 @@ class Hops(NamedTuple):
   down: Int[Array, '']
 
 
+@typed
 def needed_hops(needed: Bool[Array, 'R R'], layout: Layout) -> Hops:
   """The fewest hops after which every shard has met the keys it needs.
 
@@ -75,13 +77,17 @@ def needed_hops(needed: Bool[Array, 'R R'], layout: Layout) -> Hops:
   return Hops(jnp.where(both, up, only_up), jnp.where(both, down, 0))
 
 
+@typed
 def ring_attention(
-  q: Array, k: Array, v: Array, segment_ids: Array, ring: Ring
-) -> Array:
+  q: Float[Array, 'B T N H'],
+  k: Float[Array, 'B T K H'],
+  v: Float[Array, 'B T K H'],
+  segment_ids: Int[Array, 'B T'],
+  ring: Ring,
+) -> Float[Array, 'B T N H']:
   """`dense_attention` of the whole rows, for the shard that calls it.
 
-  q [B, T/R, N, H], k and v [B, T/R, K, H], segment_ids [B, T/R]: this shard's
-  part of rows stored in `ring.layout`.
+  All are of this shard's T tokens of rows that are stored in `ring.layout`.
   """
   return _attend(q, k, v, segment_ids, ring)
 
@@ -157,9 +163,12 @@ def _backward(ring, residuals, d_out):
 _attend.defvjp(_forward, _backward)
 
 
-def merge(
-  a: tuple[Array, Array], b: tuple[Array, Array]
-) -> tuple[Array, Array]:
+# Attention to some keys, and the log-sum-exp of their scores.
+Part = tuple[Float[Array, 'B T N H'], Float[Array, 'B T N']]
+
+
+@typed
+def merge(a: Part, b: Part) -> Part:
   """Attention to two sets of keys together, from (out, lse) to each; float32.
 
   Weights are taken against the larger lse, so that neither can overflow, and

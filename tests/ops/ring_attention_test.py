@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from longctx_jax.ops import blockwise_attention as blockwise
 from longctx_jax.ops.attention import dense_attention
@@ -15,7 +16,12 @@ from longctx_jax.ops.context_parallel import (
   ContextParallel,
   context_parallel_attention,
 )
-from longctx_jax.ops.ring_attention import merge, needed_hops
+from longctx_jax.ops.ring_attention import (
+  Ring,
+  merge,
+  needed_hops,
+  ring_attention,
+)
 from longctx_jax.ops.sequence_layout import stored_index
 from longctx_jax.ops.tiles import count_tiles, shard_extents
 from tests.ops.attention_inputs import random_qkv, row
@@ -150,3 +156,16 @@ def test_merging_nothing_with_nothing_is_nothing():
   out, lse = merge(nothing, nothing)
   assert (out == 0).all()
   assert (lse == blockwise.MASKED).all()
+
+
+def test_arrays_that_do_not_belong_together_are_refused():
+  q, k, v, _ = random_qkv(2, (1, 8, 2, 1, 4))
+  ring = Ring('context', (), R, 'zigzag', blockwise.XLA, BLOCK_LEN)
+  part = jnp.zeros((1, 8, 2, 4)), jnp.zeros((1, 8, 2))
+  for call, argument in (
+    (lambda: ring_attention(q, k, v, jnp.ones((1, T), int), ring), 'segment'),
+    (lambda: merge(part, (part[0], part[1][:, :1])), "'b'"),
+    (lambda: needed_hops(jnp.ones((R, 2), bool), 'zigzag'), 'needed'),
+  ):
+    with pytest.raises(TypeCheckError, match=f'typechecking .*{argument}'):
+      call()
