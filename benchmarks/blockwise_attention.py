@@ -1,9 +1,10 @@
 """Blockwise attention on a CPU against JAX's own and against PyTorch's.
 
-Forward and backward pass, causal, float32. The alternatives are
-`jax.nn.dot_product_attention` and, if torch is installed, its CPU flash kernel
-behind `scaled_dot_product_attention`. All use all cores. Memory is what XLA
-plans for temporary arrays.
+Forward and backward pass, causal, float32, of rows that hold one document or
+several of equal length. The alternatives are `jax.nn.dot_product_attention`
+and, if torch is installed, its CPU flash kernel behind
+`scaled_dot_product_attention`; they take documents as a mask of all pairs. All
+use all cores. Memory is what XLA plans for temporary arrays.
 
     pip install torch     # optional
     python -m benchmarks.blockwise_attention --out=blockwise_attention.json
@@ -11,6 +12,10 @@ plans for temporary arrays.
 
 import argparse
 import functools
+import itertools
+import os
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +29,29 @@ try:
 except ImportError:
   torch = None
 
-B, N, H = 1, 8, 64
+
+def gradient(attend, args):
+  """Compiles (q, k, v, d_out, documents) -> dq, dk, dv."""
+
+  def run(q, k, v, d_out, documents):
+    return jax.vjp(lambda q, k, v: attend(q, k, v, documents), q, k, v)[1](
+      d_out
+    )
+
+  return jax.jit(run).lower(*args).compile()
 
 
-def gradient(attend, shapes):
-  """Compiles (q, k, v, d_out) -> dq, dk, dv."""
-
-  def run(q, k, v, d_out):
-    return jax.vjp(attend, q, k, v)[1](d_out)
-
-  return jax.jit(run).lower(*shapes).compile()
+def blockwise(q, k, v, segment_ids):
+  """Ours, with segment ids that are known when it runs."""
+  return blockwise_attention(q, k, v, segment_ids=segment_ids)
 
 
-def torch_gradient(arrays):
+def dense(q, k, v, mask):
+  """JAX's own, with a mask of all pairs, or None for one document."""
+  return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True)
+
+
+def torch_gradient(arrays, mask):
   """A function without arguments that runs PyTorch's forward and backward."""
   # [B, N, T, H], contiguous, as PyTorch wants them.
   q, k, v, d_out = (
@@ -44,49 +59,70 @@ def torch_gradient(arrays):
   )
   for x in (q, k, v):
     x.requires_grad_(True)
+  how = {'is_causal': True}
+  if mask is not None:
+    how = {'attn_mask': torch.tensor(mask)}
 
   def run():
-    out = torch.nn.functional.scaled_dot_product_attention(
-      q, k, v, is_causal=True
-    )
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, **how)
     return [x.numpy() for x in torch.autograd.grad(out, (q, k, v), d_out)]
 
   return run
 
 
-def measure(T: int, repeats: int, dense_up_to: int) -> dict[str, object]:
-  """One line of the table."""
+def measure(
+  shape: tuple[int, int, int],
+  T: int,
+  documents: int,
+  repeats: int,
+  dense_up_to: int,
+) -> dict[str, object]:
+  """One line of the table; shape is (B, N, H)."""
+  B, N, H = shape
   rng = np.random.default_rng(0)
   arrays = [
     jnp.asarray(rng.normal(size=(B, T, N, H)), jnp.float32) for _ in range(4)
   ]
-  ours = gradient(blockwise_attention, arrays)
-  rivals = {'blockwise': functools.partial(ours, *arrays)}
-  row: dict[str, object] = {'T': T}
+  row = np.arange(T) * documents // T + 1
+  segment_ids = jnp.asarray(np.stack([row] * B), jnp.int32)
+  mask = None
+  if documents > 1:
+    mask = np.tril(row[:, None] == row[None, :])
+  args = *arrays, segment_ids
+  ours = gradient(blockwise, args)
+  rivals = {'blockwise': functools.partial(ours, *args)}
+  memory = {'blockwise MB': ours.memory_analysis().temp_size_in_bytes / 1e6}
   if dense_up_to >= T:
-    attend = functools.partial(jax.nn.dot_product_attention, is_causal=True)
-    jax_nn = gradient(attend, arrays)
-    rivals['jax.nn'] = functools.partial(jax_nn, *arrays)
+    dense_args = (
+      *arrays,
+      None if mask is None else jnp.asarray(mask)[None, None],
+    )
+    jax_nn = gradient(dense, dense_args)
+    rivals['jax.nn'] = functools.partial(jax_nn, *dense_args)
+    memory['jax.nn MB'] = jax_nn.memory_analysis().temp_size_in_bytes / 1e6
   if torch is not None:
-    rivals['torch'] = torch_gradient(arrays)
+    rivals['torch'] = torch_gradient(arrays, mask)
   seconds = medians(rivals, repeats)
-  expected = ours(*arrays)
+  expected = ours(*args)
   for name, run in rivals.items():
     for got, want in zip(run(), expected, strict=True):
       got = np.moveaxis(got, 1, 2) if name == 'torch' else got
       np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
-  for name in ('blockwise', 'jax.nn', 'torch'):
-    row[f'{name} s'] = seconds.get(name, '-')
-  for name in ('jax.nn', 'torch'):
-    row[f'{name} / blockwise'] = (
-      seconds[name] / seconds['blockwise'] if name in seconds else '-'
-    )
-  row['blockwise MB'] = ours.memory_analysis().temp_size_in_bytes / 1e6
-  if 'jax.nn' in rivals:
-    row['jax.nn MB'] = jax_nn.memory_analysis().temp_size_in_bytes / 1e6
-  else:
-    row['jax.nn MB'] = '-'
-  return row
+  ratios = {
+    f'{name} / blockwise': seconds[name] / seconds['blockwise']
+    if name in seconds
+    else '-'
+    for name in ('jax.nn', 'torch')
+  }
+  return {
+    'B x N x H': 'x'.join(map(str, shape)),
+    'T': T,
+    'documents': documents,
+    'blockwise s': seconds['blockwise'],
+    **ratios,
+    'blockwise MB': memory['blockwise MB'],
+    'jax.nn MB': memory.get('jax.nn MB', '-'),
+  }
 
 
 def main() -> None:
@@ -97,19 +133,34 @@ def main() -> None:
   parser.add_argument('--out', default='', help='JSON file to write')
   parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument(
+    '--shapes', nargs='+', default=['2x4x32', '1x8x64'], help='B x N x H'
+  )
+  parser.add_argument(
     '--lengths',
     type=int,
     nargs='+',
     default=[512, 1024, 2048, 4096, 8192, 16_384],
   )
+  parser.add_argument('--documents', type=int, nargs='+', default=[1, 8])
   parser.add_argument(
     '--dense_up_to',
     type=int,
     default=8192,
-    help='longest T for jax.nn, whose scores take 8 * T * T floats',
+    help='longest T for jax.nn, whose scores take B * N * T * T floats',
   )
   args = parser.parse_args()
-  rows = [measure(T, args.repeats, args.dense_up_to) for T in args.lengths]
+  rows = [
+    measure(
+      tuple(map(int, shape.split('x'))),
+      T,
+      documents,
+      args.repeats,
+      args.dense_up_to,
+    )
+    for shape, documents, T in itertools.product(
+      args.shapes, args.documents, args.lengths
+    )
+  ]
   report(rows, args.out)
 
 
