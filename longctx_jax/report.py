@@ -18,7 +18,8 @@ import jinja2
 import markupsafe
 
 from longctx_jax import figures
-from longctx_jax.config import ConversationRows, StageConfig
+from longctx_jax.config import StageConfig
+from longctx_jax.data_config import ConversationRows
 from longctx_jax.metrics import read_metrics
 from longctx_jax.settings_table import ABSENT, compare_settings
 from longctx_jax.workdir import stage_directory, write_atomically

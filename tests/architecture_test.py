@@ -16,7 +16,11 @@ ALLOWED = {
   'longctx_jax.array_types': (),
   'longctx_jax.batch': (),
   'longctx_jax.config_from_dict': (),
-  'longctx_jax.config': ('longctx_jax.config_from_dict',),
+  'longctx_jax.data_config': ('longctx_jax.config_from_dict',),
+  'longctx_jax.config': (
+    'longctx_jax.config_from_dict',
+    'longctx_jax.data_config',
+  ),
   'longctx_jax.ops.': ('longctx_jax.ops.', 'longctx_jax.array_types'),
   'longctx_jax.model': (
     'longctx_jax.ops.',
@@ -32,7 +36,8 @@ ALLOWED = {
     'longctx_jax.data.',
     'longctx_jax.batch',
     'longctx_jax.array_types',
-    'longctx_jax.config',
+    'longctx_jax.data_config',
+    'longctx_jax.config_from_dict',
     'longctx_jax.progress',
     'longctx_jax.workdir',  # write_atomically
   ),

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from longctx_jax.config import CorpusConfig, StageConfig, from_config_dict
+from longctx_jax.config import StageConfig, from_config_dict
+from longctx_jax.data_config import CorpusConfig
 
 CORPUS = {
   'sources': {

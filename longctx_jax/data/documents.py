@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from longctx_jax.config import ConfigError, TextSource
+from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data.archives import (
   ArchiveError,
   PinnedArchive,
   fetch_archive,
   read_members,
 )
+from longctx_jax.data_config import TextSource
 
 _logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from longctx_jax.config import ConfigError
+from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data.documents import Document
 from longctx_jax.data.needles import draw_needles, hide_needles
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from longctx_jax.config import ConfigError
+from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data.row_plan import RowPlan, plan_from_rows
 
 

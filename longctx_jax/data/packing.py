@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from longctx_jax.config import ConfigError
+from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data.row_plan import RowPlan, plan_from_rows
 
 

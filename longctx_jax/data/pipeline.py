@@ -16,12 +16,6 @@ import grain
 import numpy as np
 
 from longctx_jax.batch import Batch, check_segment_ids
-from longctx_jax.config import (
-  ConversationRows,
-  DataConfig,
-  DocumentRows,
-  TableRows,
-)
 from longctx_jax.data.mixture import Mixture
 from longctx_jax.data.prepare import Corpus
 from longctx_jax.data.row_sources import (
@@ -29,6 +23,12 @@ from longctx_jax.data.row_sources import (
   RowSource,
   StoredRows,
   SyntheticTableRows,
+)
+from longctx_jax.data_config import (
+  ConversationRows,
+  DataConfig,
+  DocumentRows,
+  TableRows,
 )
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from longctx_jax.config import ConfigError, CorpusConfig
+from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data import synthetic_tables
 from longctx_jax.data.chat import encode_conversation
 from longctx_jax.data.documents import Document, is_heldout, read_documents
@@ -40,6 +40,7 @@ from longctx_jax.data.tokenizer import (
   Tokenizer,
   train_sentencepiece,
 )
+from longctx_jax.data_config import CorpusConfig
 
 log = logging.getLogger(__name__)
 

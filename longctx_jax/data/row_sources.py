@@ -6,12 +6,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from longctx_jax.config import ConfigError, DocumentRows, TableRows
+from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data import interleave, packing, synthetic_tables
 from longctx_jax.data.chat import encode_conversation
 from longctx_jax.data.row_plan import RowPlan
 from longctx_jax.data.store import DocumentStore
 from longctx_jax.data.tokenizer import Tokenizer
+from longctx_jax.data_config import DocumentRows, TableRows
 
 # ours: lines of 'annotated' vary in length, and now and then one alone is too
 # long even for a row; the shortest of a few is not.

@@ -4,10 +4,10 @@ from collections import defaultdict
 
 import numpy as np
 
-from longctx_jax.config import TableRows
 from longctx_jax.data.row_sources import make_table_conversation
 from longctx_jax.data.synthetic_tables import LAYOUTS, TASKS
 from longctx_jax.data.tokenizer import Tokenizer
+from longctx_jax.data_config import TableRows
 from longctx_jax.evals.predict import Predictor
 
 # ours: a stream of tables apart from every training source's, whose second

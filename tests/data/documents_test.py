@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longctx_jax.config import ConfigError, TextSource
+from longctx_jax.config import ConfigError
 from longctx_jax.data.documents import MIN_CHARS, is_heldout, read_documents
+from longctx_jax.data_config import TextSource
 
 LINE = 'The quick brown fox jumps over the lazy dog near the river bank.\n'
 

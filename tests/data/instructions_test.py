@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from longctx_jax.config import ConfigError, TextSource
+from longctx_jax.config import ConfigError
 from longctx_jax.data.documents import Document, read_documents
 from longctx_jax.data.instructions import make_conversations
+from longctx_jax.data_config import TextSource
 
 CODE = '''\
 # a/b.py

@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from longctx_jax.config import ConfigError, DocumentRows
+from longctx_jax.config import ConfigError
 from longctx_jax.data import synthetic_tables
 from longctx_jax.data.row_sources import (
   StoredRows,
   SyntheticTableRows,
   make_table_conversation,
 )
+from longctx_jax.data_config import DocumentRows
 from tests import small
 
 ROW_LEN = 128

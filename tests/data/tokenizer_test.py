@@ -8,13 +8,13 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from longctx_jax.config import TextSource
 from longctx_jax.data.documents import read_documents
 from longctx_jax.data.tokenizer import (
   SentencePieceTokenizer,
   TokenizerError,
   train_sentencepiece,
 )
+from longctx_jax.data_config import TextSource
 
 VOCAB_SIZE = 700
 

@@ -1,0 +1,128 @@
+"""Typed, frozen configuration of the data side; see `config`."""
+
+import dataclasses
+from typing import Literal
+
+from longctx_jax.config_from_dict import ConfigError, check_at_least
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSource:
+  """One domain of real documents. Kinds: see `data/documents.py`."""
+
+  kind: Literal['stdlib', 'packages', 'books', 'docs', 'text_files']
+  max_chars: int
+  path: str = ''  # text_files: a directory of *.txt and *.md
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+  """Documents, their tokenizer, and the instruction data made from them."""
+
+  sources: dict[str, TextSource]
+  vocab_size: int
+  heldout_frac: float
+  # How many conversations of each kind to make: see `data/instructions.py`.
+  conversations: dict[str, int]
+  # Longest conversation kept, in tokens.
+  max_conversation_len: int
+  # '' trains a SentencePiece model of `vocab_size` on the corpus.
+  tokenizer_path: str = ''
+
+  def __post_init__(self):
+    if not 0 < self.heldout_frac < 1:
+      raise ConfigError(
+        f'heldout_frac must lie in (0, 1), got {self.heldout_frac}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentRows:
+  """Rows cut from stored documents by a planner."""
+
+  kind: Literal['documents']
+  weight: float
+  # () takes the documents of every domain.
+  domains: tuple[str, ...]
+  planner: Literal['concat', 'whole', 'interleave']
+  # interleave (CIP): documents per row, and chunks per document.
+  docs_per_row: int = 0
+  num_chunks: int = 0
+  split: Literal['equal', 'random'] = 'equal'
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversationRows:
+  """Rows of whole stored conversations; loss on the assistant's turns."""
+
+  kind: Literal['conversations']
+  weight: float
+  # () takes every kind of conversation.
+  conversations: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TableRows:
+  """Rows of synthetic lengthy tables (SynL), made when they are read."""
+
+  kind: Literal['tables']
+  weight: float
+  tasks: dict[str, float]
+  layouts: dict[str, float]
+  num_columns: int
+  # Length of one table with its questions, in tokens: log-uniform.
+  min_len: int
+  max_len: int
+  # Questions per row of the table, and at most this many.
+  question_frac: float
+  max_questions: int
+
+  def __post_init__(self):
+    if not 32 <= self.min_len <= self.max_len:
+      raise ConfigError(
+        f'min_len={self.min_len}, max_len={self.max_len}: need 32 <= min_len <='
+        ' max_len (a row and a question take about 32 tokens)'
+      )
+    if self.question_frac <= 0 or self.max_questions < 1:
+      raise ConfigError(
+        f'question_frac={self.question_frac},'
+        f' max_questions={self.max_questions}: tables need a question,'
+        ' question_frac > 0 and max_questions >= 1'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What a training batch is made of."""
+
+  seq_len: int
+  batch_size: int  # rows of the global batch, all micro-batches included
+  document_mask: bool
+  restart_positions: bool
+  # 'token': every target token counts the same (ProLong, sec. 5.3);
+  # 'sequence': every document does (LongAlign, arXiv:2401.18058, Eq. 2-4).
+  loss_normalizer: Literal['token', 'sequence']
+  mixture: dict[str, DocumentRows | ConversationRows | TableRows]
+
+  def __post_init__(self):
+    check_at_least(self, 1, 'seq_len', 'batch_size')
+    total = sum(source.weight for source in self.mixture.values())
+    if not abs(total - 1) <= 1e-6:  # so put, because it refuses NaN too
+      listed = ', '.join(f'{n}={s.weight}' for n, s in self.mixture.items())
+      raise ConfigError(
+        f'mixture: the weights must sum to 1, got {total:g} ({listed})'
+      )
+    for name, source in self.mixture.items():
+      if source.weight < 0:
+        raise ConfigError(
+          f'mixture.{name}.weight must not be negative, got {source.weight}'
+        )
+      if getattr(source, 'planner', '') != 'interleave':
+        continue
+      for field in ('document_mask', 'restart_positions'):
+        if getattr(self, field):
+          raise ConfigError(
+            f'mixture.{name}: chunk-interleaved rows (planner=interleave)'
+            f' cannot be trained under data.{field}=True: it would cut the very'
+            ' links that interleaving makes. Set one of the two off'
+          )
