@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import report
+from benchmarks.timing import measure_all, report
 from longctx_jax.ops.attention_work import attention_work
 from longctx_jax.ops.context_parallel import ContextParallel
 from longctx_jax.ops.sequence_layout import to_layout
@@ -70,13 +70,13 @@ def main() -> None:
     'documents of 64K': np.full(8, T // 8),
     'short documents': short_documents(np.random.default_rng(0)),
   }
-  rows = [
-    measure(name, lengths, num_shards, layout)
+  cases = [
+    (name, lengths, num_shards, layout)
     for num_shards in args.shards
     for name, lengths in kinds.items()
     for layout in ('contiguous', 'zigzag')
   ]
-  report(rows, args.out)
+  report(measure_all(measure, cases), args.out)
 
 
 if __name__ == '__main__':

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import medians, report
+from benchmarks.timing import measure_all, medians, report
 from longctx_jax.ops.blockwise_attention import blockwise_attention
 
 try:
@@ -100,7 +100,7 @@ def measure(
     jax_nn = gradient(dense, dense_args)
     rivals['jax.nn'] = functools.partial(jax_nn, *dense_args)
     memory['jax.nn MB'] = jax_nn.memory_analysis().temp_size_in_bytes / 1e6
-  if torch is not None:
+  if torch is not None and (mask is None or dense_up_to >= T):
     rivals['torch'] = torch_gradient(arrays, mask)
   seconds = medians(rivals, repeats)
   expected = ours(*args)
@@ -146,22 +146,17 @@ def main() -> None:
     '--dense_up_to',
     type=int,
     default=8192,
-    help='longest T for jax.nn, whose scores take B * N * T * T floats',
+    help='longest T for what makes all B * N * T * T scores or a mask of T * T',
   )
   args = parser.parse_args()
-  rows = [
-    measure(
-      tuple(map(int, shape.split('x'))),
-      T,
-      documents,
-      args.repeats,
-      args.dense_up_to,
-    )
+  shapes = [tuple(map(int, shape.split('x'))) for shape in args.shapes]
+  cases = [
+    (shape, T, documents, args.repeats, args.dense_up_to)
     for shape, documents, T in itertools.product(
-      args.shapes, args.documents, args.lengths
+      shapes, args.documents, args.lengths
     )
   ]
-  report(rows, args.out)
+  report(measure_all(measure, cases), args.out)
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.timing import medians, report
+from benchmarks.timing import measure_all, medians, report
 from longctx_jax.ops.context_parallel import (
   ContextParallel,
   context_parallel_attention,
@@ -151,7 +151,8 @@ def main() -> None:
   # Two programs with collectives in flight on few cores would deadlock.
   jax.config.update('jax_cpu_enable_async_dispatch', False)
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('context',))
-  report([measure(d, mesh, args.repeats) for d in (1, R)], args.out)
+  cases = [(documents, mesh, args.repeats) for documents in (1, R)]
+  report(measure_all(measure, cases), args.out)
 
 
 if __name__ == '__main__':

@@ -4,12 +4,15 @@ Rivals take turns, so that whatever else the machine does hits all of them.
 """
 
 import json
+import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
+
+from longctx_jax.progress import Progress
 
 
 def medians(
@@ -24,6 +27,20 @@ def medians(
       if i:
         seconds[name].append(time.perf_counter() - began)
   return {name: statistics.median(each) for name, each in seconds.items()}
+
+
+def measure_all(
+  measure: Callable[..., dict[str, object]], cases: Iterable[tuple]
+) -> list[dict[str, object]]:
+  """measure(*case) of each case, saying how many are done."""
+  logging.basicConfig(format='%(message)s')
+  logging.getLogger('longctx_jax.progress').setLevel(logging.INFO)
+  cases, rows = list(cases), []
+  with Progress('measured', len(cases)) as progress:
+    for case in cases:
+      rows.append(measure(*case))
+      progress.update(len(rows))
+  return rows
 
 
 def print_table(rows: list[dict[str, object]]) -> None:

@@ -28,7 +28,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.timing import report
+from benchmarks.timing import measure_all, report
 from longctx_jax.ops.context_parallel import (
   ContextParallel,
   context_parallel_attention,
@@ -138,11 +138,8 @@ def main() -> None:
     '--kinds', nargs='+', default=['ring', 'allgather', 'ulysses']
   )
   args = parser.parse_args()
-  rows = [
-    measure(chips, kind, 'zigzag', args.length)
-    for chips, kind in itertools.product(args.chips, args.kinds)
-  ]
-  report(rows, args.out)
+  cases = itertools.product(args.chips, args.kinds, ['zigzag'], [args.length])
+  report(measure_all(measure, cases), args.out)
 
 
 if __name__ == '__main__':
