@@ -60,21 +60,30 @@ def needed_hops(needed: Bool[Array, 'R R'], layout: Layout) -> Hops:
     needed: whether shard r needs the keys of shard s.
     layout: of 'contiguous' shards, those needed lie below: all keys go up.
 
-  With zigzag either all go up, or those of the nearer half come from each side,
-  whichever takes fewer hops.
+  With zigzag, keys that are needed far up may come down from the other side.
   """
   R = needed.shape[0]
   shards = jnp.arange(R, dtype=jnp.int32)
   upward = (shards[:, None] - shards[None, :]) % R  # hops up from s to r
-  farthest = functools.partial(jnp.max, initial=0, where=needed)
-  only_up = farthest(upward)
+  wanted = jnp.zeros(R, bool).at[upward].max(needed)  # by hops up
   if layout == 'contiguous':
-    return Hops(only_up, jnp.zeros_like(only_up))
-  is_up = upward <= R // 2
-  up = farthest(jnp.where(is_up, upward, 0))
-  down = farthest(jnp.where(is_up, 0, R - upward))
-  both = up + down < only_up
-  return Hops(jnp.where(both, up, only_up), jnp.where(both, down, 0))
+    up = jnp.max(shards, initial=0, where=wanted)
+    return Hops(up, jnp.zeros_like(up))
+  # If keys go up u hops, what is wanted from farther has to come down.
+  farther = wanted[None, :] & (shards[None, :] > shards[:, None])
+  down = R - jnp.min(
+    jnp.broadcast_to(shards, (R, R)), axis=1, initial=R, where=farther
+  )
+  # The last of equals: one direction is simpler than two.
+  up = R - 1 - jnp.argmin((shards + down)[::-1]).astype(jnp.int32)
+  return Hops(up, down[up])
+
+
+def way_home(hops: Array, num_shards: int) -> tuple[Array, Array]:
+  """Hops back and hops onward, one of them 0, of the shorter way round."""
+  onward = (num_shards - hops) % num_shards
+  turn = hops <= onward
+  return jnp.where(turn, hops, 0), jnp.where(turn, 0, onward)
 
 
 @typed
@@ -246,7 +255,6 @@ class _Tour:
 
   def bring_home(self, tree, leg: _Leg):
     """Back from `leg.hops` hops away, the shorter way round."""
-    onward = (self._ring.num_shards - leg.hops) % self._ring.num_shards
-    turn = leg.hops <= onward
-    tree = self.move_by(tree, -leg.shift, jnp.where(turn, leg.hops, 0))
-    return self.move_by(tree, leg.shift, jnp.where(turn, 0, onward))
+    back, onward = way_home(leg.hops, self._ring.num_shards)
+    tree = self.move_by(tree, -leg.shift, back)
+    return self.move_by(tree, leg.shift, onward)

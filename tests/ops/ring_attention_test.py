@@ -21,6 +21,7 @@ from longctx_jax.ops.ring_attention import (
   merge,
   needed_hops,
   ring_attention,
+  way_home,
 )
 from longctx_jax.ops.sequence_layout import stored_index
 from longctx_jax.ops.tiles import count_tiles, shard_extents
@@ -78,11 +79,18 @@ def test_hops_reach_all_that_is_needed_and_are_the_fewest(needed):
 
   up, down = map(int, needed_hops(jnp.asarray(needed), 'zigzag'))
   assert reaches(up, down)
-  # Of the two ways that the planner knows.
-  half = n // 2
-  ways = [(u, 0) for u in range(n)]
-  ways += [(u, d) for u in range(half + 1) for d in range(n - half)]
-  assert up + down <= min(u + d for u, d in ways if reaches(u, d))
+  # No key may be met twice, from above and from below.
+  ways = [(u, d) for u in range(n) for d in range(n - u)]
+  assert (up, down) in ways
+  assert up + down == min(u + d for u, d in ways if reaches(u, d))
+
+
+@pytest.mark.parametrize('num_shards', [1, 2, 7, 8])
+def test_gradients_go_home_the_shorter_way(num_shards):
+  for hops in range(num_shards):
+    back, onward = map(int, way_home(jnp.int32(hops), num_shards))
+    assert (hops - back + onward) % num_shards == 0
+    assert back + onward == min(hops, num_shards - hops)
 
 
 def counting(calls):
@@ -144,11 +152,15 @@ def test_merging_equals_attention_to_both_at_once():
     )
     for half in (slice(0, 8), slice(8, 16))
   ]
+  out, lse = merge(*parts)
   np.testing.assert_allclose(
-    merge(*parts)[0], dense_attention(q, k, v), rtol=1e-5, atol=1e-6
+    out, dense_attention(q, k, v), rtol=1e-5, atol=1e-6
   )
+  whole = blockwise.Place(jnp.ones((1, 16), int), index)
+  _, expected = blockwise.forward(q, k, v, queries, whole, 16)
+  np.testing.assert_allclose(lse, expected, rtol=1e-5, atol=1e-6)
   # Early queries see nothing of the second half, and keep what they have.
-  np.testing.assert_array_equal(merge(*parts)[0][:, :8], parts[0][0][:, :8])
+  np.testing.assert_array_equal(out[:, :8], parts[0][0][:, :8])
 
 
 def test_merging_nothing_with_nothing_is_nothing():
