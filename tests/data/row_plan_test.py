@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longctx_jax.data.row_plan import plan_from_rows
+from longctx_jax.data.row_plan import (
+  Slices,
+  dropped_tokens,
+  join_plans,
+  plan_from_slices,
+)
+from tests.row_plans import plan_from_rows
 
 SLICES = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
 
@@ -30,6 +36,32 @@ def test_rows_read_as_drawn():
 def test_rows_come_back_as_they_were_given(rows):
   plan = plan_from_rows(rows, row_len=9)
   assert [plan.row(i) for i in range(len(plan))] == rows
+
+
+@given(st.lists(st.lists(SLICES, min_size=1, max_size=4), max_size=5))
+def test_flat_slices_and_offsets_make_the_same_plan(rows):
+  flat = np.array([s for row in rows for s in row], np.int32).reshape(-1, 3)
+  offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+  plan = plan_from_slices(Slices(*flat.T), offsets, 9)
+  assert plan.fingerprint() == plan_from_rows(rows, 9).fingerprint()
+  for field in (plan.documents, plan.starts, plan.stops, plan.row_offsets):
+    assert field.dtype == np.int64
+
+
+ROWS = st.lists(st.lists(SLICES, max_size=4), max_size=5)
+
+
+@given(ROWS, ROWS)
+def test_joined_plans_have_the_rows_of_both(first, second):
+  plans = plan_from_rows(first, 9), plan_from_rows(second, 9)
+  joined = plan_from_rows(first + second, 9)
+  assert join_plans(*plans).fingerprint() == joined.fingerprint()
+
+
+def test_what_no_row_holds_is_counted():
+  plan = plan_from_rows([[(0, 0, 4)], [(0, 4, 5), (2, 1, 3)]], row_len=4)
+  assert plan.num_tokens == 7
+  assert dropped_tokens(plan, np.array([5, 6, 3])) == 7
 
 
 @pytest.mark.parametrize('field', ['documents', 'starts', 'stops'])
