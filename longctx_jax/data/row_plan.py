@@ -96,12 +96,3 @@ def dropped_tokens(plan: RowPlan, lengths: np.ndarray) -> int:
   Right because no planner puts a token into two places (tested of each).
   """
   return int(lengths.sum()) - plan.num_tokens
-
-
-def plan_from_rows(
-  rows: list[list[tuple[int, int, int]]], row_len: int
-) -> RowPlan:
-  """A plan from rows written out as lists of (document, start, stop)."""
-  slices = np.array([s for row in rows for s in row], np.int64).reshape(-1, 3)
-  offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
-  return RowPlan(row_len, slices[:, 0], slices[:, 1], slices[:, 2], offsets)
