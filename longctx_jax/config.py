@@ -227,7 +227,8 @@ class StageConfig:
     seq_len = self.data.seq_len
     for name, source in self.data.mixture.items():
       longest = self.corpus.max_conversation_len
-      if isinstance(source, ConversationRows) and longest > seq_len:
+      whole = isinstance(source, ConversationRows) and source.planner == 'whole'
+      if whole and longest > seq_len:
         raise ConfigError(
           f'data.mixture.{name}: conversations of up to'
           f' corpus.max_conversation_len={longest} tokens do not fit whole into'

@@ -36,29 +36,100 @@ class CorpusConfig:
       )
 
 
+# Planner -> the fields of `DocumentRows` that it reads beyond the common ones.
+PLANNER_FIELDS = {
+  'concat': (),
+  'concat_drop': (),
+  'whole': (),
+  'best_fit': (),
+  'buckets': ('bucket_len', 'shorter_than'),
+  'interleave': (
+    *('docs_per_row', 'num_chunks', 'split', 'order'),
+    *('interleave_prob', 'exempt'),
+  ),
+  'untie': ('chunk_probs', 'min_chunk_len', 'interleave_prob', 'exempt'),
+}
+INTERLEAVING = ('interleave', 'untie')
+
+
 @dataclasses.dataclass(frozen=True)
 class DocumentRows:
-  """Rows cut from stored documents by a planner."""
+  """Rows cut from stored documents by a planner, see `data/planners.py`."""
 
   kind: Literal['documents']
   weight: float
   # () takes the documents of every domain.
   domains: tuple[str, ...]
-  planner: Literal['concat', 'whole', 'interleave']
+  planner: Literal[
+    'concat',
+    'concat_drop',
+    'whole',
+    'best_fit',
+    'buckets',
+    'interleave',
+    'untie',
+  ]
   # interleave (CIP): documents per row, and chunks per document.
   docs_per_row: int = 0
   num_chunks: int = 0
   split: Literal['equal', 'random'] = 'equal'
+  order: Literal['round_robin', 'shuffle'] = 'round_robin'
+  # untie (UtK): probabilities of 1, 2, 3, ... chunks, and their least length.
+  chunk_probs: tuple[float, ...] = ()
+  min_chunk_len: int = 0
+  # interleave, untie: how many of the rows, and which domains in none of them.
+  interleave_prob: float = 1.0
+  exempt: tuple[str, ...] = ()
+  # buckets: the length of all pieces; documents of at least `shorter_than`
+  # tokens are left to another source, if it isn't 0.
+  bucket_len: int = 0
+  shorter_than: int = 0
+
+  def __post_init__(self):
+    read = PLANNER_FIELDS[self.planner]
+    for field in dataclasses.fields(self):
+      name, value = field.name, getattr(self, field.name)
+      if field.default not in (dataclasses.MISSING, value) and name not in read:
+        readers = [p for p, names in PLANNER_FIELDS.items() if name in names]
+        raise ConfigError(
+          f'{name}={value} would not be read: planner={self.planner}; remove it'
+          f' or set planner={" or ".join(readers)}'
+        )
+    counted = ('docs_per_row', 'num_chunks', 'min_chunk_len', 'bucket_len')
+    check_at_least(self, 1, *(name for name in counted if name in read))
+    if not 0 <= self.interleave_prob <= 1:
+      raise ConfigError(
+        f'interleave_prob must lie in [0, 1], got {self.interleave_prob}'
+      )
+    if 'chunk_probs' in read and not (
+      all(p >= 0 for p in self.chunk_probs)
+      and abs(sum(self.chunk_probs) - 1) <= 1e-6
+    ):
+      raise ConfigError(
+        'chunk_probs are the probabilities of 1, 2, 3, ... chunks: none'
+        f' negative, their sum 1, got {self.chunk_probs}'
+      )
+    if self.domains and not set(self.exempt) <= set(self.domains):
+      raise ConfigError(
+        f'exempt={self.exempt} must be among domains={self.domains}'
+      )
+    if self.shorter_than and self.shorter_than <= self.bucket_len:
+      raise ConfigError(
+        f'shorter_than={self.shorter_than} leaves no document of'
+        f' bucket_len={self.bucket_len}: raise it, or 0 for no limit'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
 class ConversationRows:
-  """Rows of whole stored conversations; loss on the assistant's turns."""
+  """Rows of stored conversations; loss on the assistant's turns."""
 
   kind: Literal['conversations']
   weight: float
   # () takes every kind of conversation.
   conversations: tuple[str, ...] = ()
+  # concat_drop cuts the last one of a row (ProLong, A.2); whole cuts none.
+  planner: Literal['whole', 'concat_drop'] = 'whole'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +188,19 @@ class DataConfig:
         raise ConfigError(
           f'mixture.{name}.weight must not be negative, got {source.weight}'
         )
-      if getattr(source, 'planner', '') != 'interleave':
+      if not isinstance(source, DocumentRows):
+        continue
+      if source.bucket_len and self.seq_len % source.bucket_len:
+        raise ConfigError(
+          f'seq_len={self.seq_len} is not a multiple of'
+          f' mixture.{name}.bucket_len={source.bucket_len}'
+        )
+      if source.planner not in INTERLEAVING:
         continue
       for field in ('document_mask', 'restart_positions'):
         if getattr(self, field):
           raise ConfigError(
-            f'mixture.{name}: chunk-interleaved rows (planner=interleave)'
+            f'mixture.{name}: chunk-interleaved rows (planner={source.planner})'
             f' cannot be trained under data.{field}=True: it would cut the very'
             ' links that interleaving makes. Set one of the two off'
           )

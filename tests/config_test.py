@@ -94,8 +94,8 @@ def test_the_kind_of_a_source_decides_which_fields_it_has():
     data__mixture__text__kind='tapes',
   )
   assert_refused(
-    'config.data.mixture.chat.planner: no such field',
-    data__mixture__chat__planner='concat',
+    'config.data.mixture.chat.num_chunks: no such field',
+    data__mixture__chat__num_chunks=2,
   )
 
 
@@ -103,6 +103,12 @@ def test_an_int_will_do_for_a_float():
   config = from_config_dict(StageConfig, fields(optimizer__clip_norm=2))
   assert config.optimizer.clip_norm == 2.0
   assert type(config.optimizer.clip_norm) is float
+
+
+TEXT = {'kind': 'documents', 'weight': 0.5, 'domains': ()}
+CIP = {**TEXT, 'planner': 'interleave', 'docs_per_row': 2, 'num_chunks': 2}
+UTK = {**TEXT, 'planner': 'untie', 'chunk_probs': (1.0,), 'min_chunk_len': 1}
+BUCKETS = {**TEXT, 'planner': 'buckets', 'bucket_len': 64}
 
 
 @pytest.mark.parametrize(
@@ -124,17 +130,78 @@ def test_an_int_will_do_for_a_float():
       'data.mixture.text.weight must not be negative, got -0.5',
     ),
     (
-      {'data__mixture__text__planner': 'interleave'},
+      {'data__mixture__text': CIP},
       'data.mixture.text: chunk-interleaved rows (planner=interleave) cannot be'
       ' trained under data.document_mask=True',
     ),
     (
       {
-        'data__mixture__text__planner': 'interleave',
+        'data__mixture__text': CIP,
         'data__document_mask': False,
       },
       'data.mixture.text: chunk-interleaved rows (planner=interleave) cannot be'
       ' trained under data.restart_positions=True',
+    ),
+    (
+      {'data__mixture__text': UTK},
+      'data.mixture.text: chunk-interleaved rows (planner=untie) cannot be'
+      ' trained under data.document_mask=True',
+    ),
+    (
+      {'data__mixture__text__num_chunks': 2},
+      'data.mixture.text.num_chunks=2 would not be read: planner=concat; remove'
+      ' it or set planner=interleave',
+    ),
+    (
+      {'data__mixture__text': {**CIP, 'bucket_len': 64}},
+      'data.mixture.text.bucket_len=64 would not be read: planner=interleave;'
+      ' remove it or set planner=buckets',
+    ),
+    (
+      {'data__mixture__text__exempt': ['code']},
+      "data.mixture.text.exempt=('code',) would not be read: planner=concat;"
+      ' remove it or set planner=interleave or untie',
+    ),
+    (
+      {'data__mixture__text': {**CIP, 'docs_per_row': 0}},
+      'data.mixture.text.docs_per_row must be at least 1, got 0',
+    ),
+    (
+      {'data__mixture__text': {**CIP, 'num_chunks': 0}},
+      'data.mixture.text.num_chunks must be at least 1, got 0',
+    ),
+    (
+      {'data__mixture__text': {**UTK, 'min_chunk_len': 0}},
+      'data.mixture.text.min_chunk_len must be at least 1, got 0',
+    ),
+    (
+      {'data__mixture__text__planner': 'buckets'},
+      'data.mixture.text.bucket_len must be at least 1, got 0',
+    ),
+    (
+      {'data__mixture__text': {**CIP, 'interleave_prob': 1.5}},
+      'data.mixture.text.interleave_prob must lie in [0, 1], got 1.5',
+    ),
+    (
+      {'data__mixture__text': {**UTK, 'chunk_probs': [0.5, 0.6]}},
+      'data.mixture.text.chunk_probs are the probabilities of 1, 2, 3, ...'
+      ' chunks: none negative, their sum 1, got (0.5, 0.6)',
+    ),
+    (
+      {'data__mixture__text': {**UTK, 'chunk_probs': [1.5, -0.5]}},
+      'data.mixture.text.chunk_probs are the probabilities',
+    ),
+    (
+      {'data__mixture__text': {**UTK, 'domains': ['docs'], 'exempt': ['code']}},
+      "data.mixture.text.exempt=('code',) must be among domains=('docs',)",
+    ),
+    (
+      {'data__mixture__text': {**BUCKETS, 'shorter_than': 64}},
+      'data.mixture.text.shorter_than=64 leaves no document of bucket_len=64',
+    ),
+    (
+      {'data__mixture__text': {**BUCKETS, 'bucket_len': 48}},
+      'data.seq_len=128 is not a multiple of mixture.text.bucket_len=48',
     ),
     (
       {'data__seq_len': 64, 'data__mixture__tables__max_len': 64},
@@ -194,6 +261,30 @@ def test_an_int_will_do_for_a_float():
 )
 def test_settings_that_cannot_run_are_refused(changes, says):
   assert_refused(f'config.{says}', **changes)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'data__mixture__text': {**BUCKETS, 'shorter_than': 65}},
+    {'data__mixture__text__planner': 'best_fit'},
+    {
+      'data__mixture__text': {
+        **{**CIP, 'order': 'shuffle', 'split': 'random', 'exempt': ('code',)},
+        'interleave_prob': 0.3,
+      },
+      'data__document_mask': False,
+      'data__restart_positions': False,
+    },
+    # Conversations longer than a row, which this planner cuts.
+    {
+      'data__mixture__chat__planner': 'concat_drop',
+      'corpus__max_conversation_len': 500,
+    },
+  ],
+)
+def test_planners_with_the_fields_they_read_are_taken(changes):
+  from_config_dict(StageConfig, fields(**changes))
 
 
 def test_a_recipe_names_the_stage_whose_field_is_wrong():

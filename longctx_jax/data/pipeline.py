@@ -78,8 +78,8 @@ def _row_source(source, config, corpus, seed) -> RowSource:
   if isinstance(source, TableRows):
     return SyntheticTableRows(source, corpus.tokenizer, config.seq_len, seed)
   if isinstance(source, ConversationRows):
-    store, domains = corpus.conversations, source.conversations
-    return StoredRows.of_conversations(store, domains, config.seq_len, seed)
+    store = corpus.conversations
+    return StoredRows.of_conversations(store, source, config.seq_len, seed)
   assert isinstance(source, DocumentRows)
   return StoredRows.of_documents(corpus.documents, source, config.seq_len, seed)
 

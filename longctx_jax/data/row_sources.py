@@ -7,12 +7,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from longctx_jax.config_from_dict import ConfigError
-from longctx_jax.data import interleave, packing, synthetic_tables
+from longctx_jax.data import synthetic_tables
 from longctx_jax.data.chat import encode_conversation
+from longctx_jax.data.planners import plan_rows
 from longctx_jax.data.row_plan import RowPlan
 from longctx_jax.data.store import DocumentStore
 from longctx_jax.data.tokenizer import Tokenizer
-from longctx_jax.data_config import DocumentRows, TableRows
+from longctx_jax.data_config import ConversationRows, DocumentRows, TableRows
 
 # ours: lines of 'annotated' vary in length, and now and then one alone is too
 # long even for a row; the shortest of a few is not.
@@ -64,33 +65,24 @@ class StoredRows:
     """Rows of the documents of some domains, by the planner that is named."""
     rng = np.random.default_rng((*seed, 0))
     documents, lengths = _select(store, source.domains)
-    if source.planner == 'interleave':
-      plan = interleave.interleaved_rows(
-        lengths,
-        row_len,
-        rng,
-        docs_per_row=source.docs_per_row,
-        num_chunks=source.num_chunks,
-        split=source.split,
-      )
-    elif source.planner == 'whole':
-      plan = packing.whole_document_rows(lengths, row_len, rng)
-    else:
-      plan = packing.concat_rows(lengths, row_len, rng)
+    exempt = None
+    if source.exempt:
+      exempt = np.isin(documents, _select(store, source.exempt)[0])
+    plan = plan_rows(source, lengths, row_len, rng, exempt)
     return cls(store, plan, documents, seed)
 
   @classmethod
   def of_conversations(
     cls,
     store: DocumentStore,
-    kinds: tuple[str, ...],
+    source: ConversationRows,
     row_len: int,
     seed: tuple[int, ...],
   ) -> 'StoredRows':
-    """Rows of whole conversations of some kinds."""
-    documents, lengths = _select(store, kinds)
+    """Rows of the conversations of some kinds, by the planner that is named."""
     rng = np.random.default_rng((*seed, 0))
-    plan = packing.whole_document_rows(lengths, row_len, rng)
+    documents, lengths = _select(store, source.conversations)
+    plan = plan_rows(source, lengths, row_len, rng)
     return cls(store, plan, documents, seed)
 
   def row(self, i: int) -> Row:

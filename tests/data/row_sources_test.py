@@ -12,12 +12,21 @@ from longctx_jax.data.row_sources import (
   SyntheticTableRows,
   make_table_conversation,
 )
-from longctx_jax.data_config import DocumentRows
+from longctx_jax.data_config import ConversationRows, DocumentRows
 from tests import small
 
 ROW_LEN = 128
 TABLES = small.stage_config().data.mixture['tables']
 CONCAT = DocumentRows('documents', 1.0, (), 'concat')
+CONVERSATIONS = ConversationRows('conversations', 1.0)
+PLANNERS = {
+  'concat': {},
+  'concat_drop': {},
+  'best_fit': {},
+  'buckets': {'bucket_len': 64},
+  'interleave': {'docs_per_row': 2, 'num_chunks': 2, 'split': 'random'},
+  'untie': {'chunk_probs': (0.5, 0.5), 'min_chunk_len': 4},
+}
 
 
 def documents_of(store):
@@ -37,7 +46,9 @@ def equal(a, b):
 
 
 def test_an_epoch_has_every_row_once_and_the_next_another_order(corpus):
-  rows = StoredRows.of_conversations(corpus.conversations, (), ROW_LEN, (0, 0))
+  rows = StoredRows.of_conversations(
+    corpus.conversations, CONVERSATIONS, ROW_LEN, (0, 0)
+  )
   everything = sorted(documents_of(corpus.conversations))
   i, epochs = 0, []
   for _ in range(3):
@@ -62,9 +73,9 @@ def test_rows_of_documents_hold_all_their_tokens(corpus):
   assert np.array_equal(np.sort(read), np.sort(expected))
 
 
-@pytest.mark.parametrize('planner', ['concat', 'interleave'])
+@pytest.mark.parametrize('planner', PLANNERS)
 def test_a_stored_row_depends_on_its_number_alone(corpus, planner):
-  source = DocumentRows('documents', 1.0, (), planner, 2, 2, 'random')
+  source = DocumentRows('documents', 1.0, (), planner, **PLANNERS[planner])
 
   def make(seed=0):
     return StoredRows.of_documents(corpus.documents, source, ROW_LEN, (seed, 0))
@@ -92,14 +103,68 @@ def test_rows_are_of_the_domains_asked_for(corpus):
       assert any(' '.join(map(str, part)) in text for text in texts)
 
 
+def test_exempt_domains_are_not_interleaved(corpus):
+  store = corpus.documents
+  source = DocumentRows(
+    *('documents', 1.0, (), 'untie'),
+    **{'chunk_probs': (0.0, 1.0), 'min_chunk_len': 1, 'exempt': ('docs',)},
+  )
+  rows = StoredRows.of_documents(store, source, ROW_LEN, (0, 0))
+  documents = {
+    domain: [
+      store.read(i, 0, int(n))[0].tobytes()
+      for i, n in enumerate(store.lengths.tolist())
+      if store.domains[i] == domain
+    ]
+    for domain in ('docs', 'code')
+  }
+  exempt_rows = set()
+  for i in range(100):
+    # 128 tokens end to end, unless a document ends among them.
+    row = rows.row(i)
+    whole = len(row.slice_lens) == 1 and row.tokens.tobytes()
+    if whole and any(whole in text for text in documents['docs']):
+      exempt_rows.add(i)
+    else:
+      assert not whole or not any(whole in text for text in documents['code'])
+  assert len(exempt_rows) > 20
+
+
+def test_conversations_may_be_cut_where_a_row_ends(corpus, caplog):
+  caplog.set_level('INFO', 'longctx_jax')
+  source = dataclasses.replace(CONVERSATIONS, planner='concat_drop')
+  rows = StoredRows.of_conversations(
+    corpus.conversations, source, ROW_LEN, (0, 0)
+  )
+  everything = documents_of(corpus.conversations)
+  cut = 0
+  for i in range(10):
+    *whole, last = slices_of(rows.row(i))
+    assert set(whole) <= everything
+    assert any(conversation[: len(last)] == last for conversation in everything)
+    assert len(rows.row(i).tokens) == ROW_LEN or last in everything
+    cut += last not in everything
+  assert cut > 5
+  (message,) = caplog.messages
+  assert message.startswith('planner concat_drop: ')
+  assert ' 0 of ' not in message
+
+
 def test_a_domain_that_is_not_there_is_named_with_those_that_are(corpus):
   source = dataclasses.replace(CONCAT, domains=('docs', 'poems'))
   with pytest.raises(ConfigError, match=r'of poems .* has code, docs'):
     StoredRows.of_documents(corpus.documents, source, ROW_LEN, (0, 0))
   with pytest.raises(ConfigError, match=r'of define .* which has'):
     StoredRows.of_conversations(
-      corpus.conversations, ('define',), ROW_LEN, (0, 0)
+      corpus.conversations,
+      dataclasses.replace(CONVERSATIONS, conversations=('define',)),
+      ROW_LEN,
+      (0, 0),
     )
+  untie = {'chunk_probs': (1.0,), 'min_chunk_len': 1, 'exempt': ('poems',)}
+  source = DocumentRows('documents', 1.0, (), 'untie', **untie)
+  with pytest.raises(ConfigError, match=r'of poems .* which has code, docs'):
+    StoredRows.of_documents(corpus.documents, source, ROW_LEN, (0, 0))
 
 
 def test_rows_of_tables_fit_and_keep_each_conversation_whole(corpus):
