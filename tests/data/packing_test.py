@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from benchmarks import planners
 from longctx_jax.config import ConfigError
 from longctx_jax.data.packing import (
   best_fit,
@@ -177,3 +178,11 @@ def test_whole_cuts_no_document_and_leaves_none_out(lengths, spare, seed):
 def test_a_document_too_long_to_stay_whole_is_named_with_both_lengths():
   with pytest.raises(ConfigError, match=r'document 1 has 9 tokens.* row of 8'):
     plan_of(whole_document_rows, [3, 9, 5], 8)
+
+
+@pytest.mark.slow
+def test_a_million_documents_are_planned_in_seconds():
+  rows = planners.measure_all(1_000_000, 65_536)
+  assert {row['planner'] for row in rows} == set(planners.PLANS)
+  assert max(row['seconds'] for row in rows) < 20
+  assert max(row['peak_MB'] for row in rows) < 1000
