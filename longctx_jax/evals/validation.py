@@ -33,16 +33,16 @@ def validation_loss(
   be fewer than `num_rows`.
   """
   rng = np.random.default_rng(seed)
-  slices = [
-    (document, start)
-    for document, total in enumerate(store.lengths.tolist())
-    for start in range(0, total - length + 1, length)
-  ]
-  if slices:
-    chosen = rng.permutation(len(slices))[:num_rows]
+  # Slices that fit into each document, side by side, numbered through.
+  per_document = store.lengths // length
+  ends = np.cumsum(per_document)
+  if ends[-1]:
+    chosen = rng.permutation(ends[-1])[:num_rows]
+    documents = np.searchsorted(ends, chosen, 'right')
+    starts = length * (chosen - (ends - per_document)[documents])
     rows = [
       store.read(d, start, start + length)[0]
-      for d, start in (slices[i] for i in chosen.tolist())
+      for d, start in zip(documents.tolist(), starts.tolist(), strict=True)
     ]
   else:
     plan = concat_rows(store.lengths, length, rng)
