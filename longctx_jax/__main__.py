@@ -16,7 +16,7 @@ from longctx_jax.config import (
   from_config_dict,
   stages_from_recipe,
 )
-from longctx_jax.data.store import StoreError
+from longctx_jax.data.store_format import StoreError
 from longctx_jax.data.tokenizer import TokenizerError
 from longctx_jax.recipe import rewrite_report, run_recipe
 

@@ -29,12 +29,9 @@ from longctx_jax.data.instructions import (
   FROM_PROSE,
   make_conversations,
 )
-from longctx_jax.data.store import (
-  DocumentStore,
-  StoredDocument,
-  StoreError,
-  write_store,
-)
+from longctx_jax.data.store import DocumentStore
+from longctx_jax.data.store_format import StoreError
+from longctx_jax.data.store_writer import StoredDocument, write_store
 from longctx_jax.data.tokenizer import (
   SentencePieceTokenizer,
   Tokenizer,

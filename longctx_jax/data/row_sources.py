@@ -103,16 +103,18 @@ class StoredRows:
 
 def _select(store, domains):
   """Numbers and lengths of the documents of `domains`; () takes all."""
-  missing = set(domains) - set(store.domains)
+  missing = set(domains) - set(store.domain_names)
   if missing:
     raise ConfigError(
       f'no documents of {", ".join(sorted(missing))} in the store, which has'
-      f' {", ".join(sorted(set(store.domains)))}'
+      f' {", ".join(store.domain_names)}'
     )
-  wanted = np.array(
-    [not domains or domain in domains for domain in store.domains]
+  wanted = [store.domain_names.index(name) for name in domains]
+  documents = (
+    np.flatnonzero(np.isin(store.domain_ids, wanted))
+    if domains
+    else np.arange(len(store))
   )
-  documents = np.flatnonzero(wanted)
   return documents, store.lengths[documents]
 
 

@@ -1,155 +1,32 @@
-"""The store: tokenised documents in ArrayRecord, with a manifest.
+"""The store: tokenised documents on disk, any slice of which can be read.
 
-One record is one document, little-endian: its tokens, 4 bytes each, and, where
-not every token is trained on, its loss mask, 1 byte each. The manifest holds
-what planners need, so that making a row plan reads no document.
+How they lie there is said in `store_format.py`; `store_writer.py` writes them.
 """
 
+import bisect
 import collections
-import hashlib
+import itertools
 import json
 import os
-import shutil
 import threading
-from collections.abc import Iterable
+import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 
-_FORMAT_VERSION = 1
-_MANIFEST = 'manifest.json'
-_RECORDS = 'documents.array_record'
-# What a manifest holds besides its format version; the first three are lists
-# with one entry a document.
-_FIELDS = (
-  *('names', 'domains', 'lengths'),
-  *('fingerprint', 'tokenizer_fingerprint', 'settings'),
+from longctx_jax.data.store_format import (
+  AGAIN,
+  NAMES_PER_RECORD,
+  READER_OPTIONS,
+  ShardCounts,
+  StoreError,
+  num_records,
+  page_from_record,
+  read_index,
+  shard_name,
 )
-
-
-class StoreError(ValueError):
-  """A store that cannot be read or replaced; the message names the file."""
-
-
-class StoredDocument(NamedTuple):
-  """A tokenised document or conversation."""
-
-  name: str
-  domain: str
-  tokens: np.ndarray  # [T] int32
-  loss_mask: np.ndarray | None  # [T], 0 = not trained on; None: all are
-
-
-def write_store(
-  directory: Path,
-  documents: Iterable[StoredDocument],
-  *,
-  tokenizer_fingerprint: str,
-  settings: dict,
-) -> None:
-  """Writes a store, which replaces the one that `directory` may hold.
-
-  It grows in a neighbour named `directory` + '.partial' and is renamed at the
-  end: a run that is killed leaves no store, or the old one. `settings` is what
-  the documents were made from, for the manifest.
-
-  Raises:
-    ValueError: there are no documents, or one is malformed.
-    StoreError: `directory` holds something other than a store.
-    OSError: the disk is full, or the like; nothing is left behind.
-  """
-  directory = Path(directory)
-  partial = directory.with_name(directory.name + '.partial')
-  if directory.exists() and not _may_replace(directory):
-    raise StoreError(
-      f'{directory} is not a store; move it away, or choose another directory'
-    )
-  try:
-    if partial.exists():
-      shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    manifest = _write_records(partial / _RECORDS, documents)
-    manifest |= {
-      'format_version': _FORMAT_VERSION,
-      'tokenizer_fingerprint': tokenizer_fingerprint,
-      'settings': settings,
-    }
-    (partial / _MANIFEST).write_text(json.dumps(manifest), encoding='utf-8')
-    if directory.exists():
-      shutil.rmtree(directory)
-    os.replace(partial, directory)
-  except OSError as error:
-    raise OSError(f'cannot write the store {directory}: {error}') from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def _may_replace(directory):
-  return directory.is_dir() and (
-    (directory / _MANIFEST).is_file() or not any(directory.iterdir())
-  )
-
-
-def _write_records(path, documents) -> dict:
-  """Writes all records and returns the manifest's account of them."""
-  names, domains, lengths = [], [], []
-  content = hashlib.sha256()
-  writer = _open_writer(path)
-  try:
-    for document in documents:
-      tokens, record = _record_from_document(document)
-      writer.write(record)
-      names.append(document.name)
-      domains.append(document.domain)
-      lengths.append(len(tokens))
-      header = [document.name, document.domain, len(tokens), len(record)]
-      content.update(json.dumps(header).encode() + record)
-  finally:
-    try:
-      writer.close()
-    except RuntimeError as error:
-      # The writer's threads report a full disk here, and as a RuntimeError.
-      raise OSError(str(error)) from error
-  if not names:
-    raise ValueError(
-      'there are no documents to store: the corpus is empty. Look at the'
-      ' sources, their max_chars, and the warnings above'
-    )
-  return {
-    'fingerprint': content.hexdigest()[:12],
-    'names': names,
-    'domains': domains,
-    'lengths': lengths,
-  }
-
-
-def _open_writer(path):
-  try:
-    # One document per group: reading one decompresses no others.
-    return ArrayRecordWriter(str(path), 'group_size:1')
-  except RuntimeError as error:
-    raise OSError(str(error)) from error
-
-
-def _record_from_document(document):
-  tokens = np.asarray(document.tokens).astype('<i4', casting='same_kind')
-  if tokens.ndim != 1 or not len(tokens):
-    raise ValueError(
-      f'document {document.name!r} has tokens of shape {tokens.shape};'
-      ' expected one or more in a row'
-    )
-  if document.loss_mask is None:
-    return tokens, tokens.tobytes()
-  mask = np.asarray(document.loss_mask).astype(bool)
-  if mask.shape != tokens.shape:
-    raise ValueError(
-      f'document {document.name!r} has {len(tokens)} tokens and a loss mask of'
-      f' shape {mask.shape}'
-    )
-  return tokens, tokens.tobytes() + mask.tobytes()
 
 
 class DocumentStore:
@@ -158,9 +35,10 @@ class DocumentStore:
   A child may go on using it after a fork, if no thread is reading just then.
 
   Attributes:
+    directory: where it lies.
     lengths: tokens of each document, int64 [number of documents].
-    domains: domain of each document.
-    names: name of each document.
+    domain_ids: domain of each document, an index into domain_names.
+    domain_names: names of domains, in order.
     settings: what the documents were made from.
     fingerprint: 12 hex digits that change with any document.
     tokenizer_fingerprint: 12 hex digits of the tokenizer that made them.
@@ -169,59 +47,97 @@ class DocumentStore:
     StoreError: a file is missing, damaged, or of another format version.
   """
 
-  # ours: a hundred documents of 128K tokens, which is more than the rows in
-  # work at one time are cut from.
+  # ours: four thousand pages, which is more than the rows in work at one time
+  # are cut from; a corpus for a laptop fits as a whole.
   def __init__(self, directory: Path | str, *, cache_bytes: int = 64 << 20):
-    self._path = Path(directory, _RECORDS)
     self._cache_bytes = cache_bytes
-    manifest = _read_manifest(Path(directory, _MANIFEST))
-    self.lengths = np.asarray(manifest['lengths'], np.int64)
-    self.domains: list[str] = manifest['domains']
-    self.names: list[str] = manifest['names']
-    self.settings: dict = manifest['settings']
-    self.fingerprint: str = manifest['fingerprint']
-    self.tokenizer_fingerprint: str = manifest['tokenizer_fingerprint']
-    self._open()
+    self._open(Path(directory))
+
+  def __len__(self) -> int:
+    """Number of documents."""
+    return len(self.domain_ids)
 
   def read(
     self, document: int, start: int, stop: int
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (int32) and loss mask (bool) of [start, stop), not writable.
+    """Tokens (int32) and loss mask (bool) of [start, stop), both copies.
 
     Raises:
       IndexError: there is no such document, or it is shorter than that.
-      StoreError: the record is damaged.
+      StoreError: a page is damaged.
     """
-    if not 0 <= document < len(self.lengths):
-      raise IndexError(
-        f'document {document} of a store of {len(self.lengths)} documents'
-      )
+    shard = self._shard_of(document)
     if not 0 <= start <= stop <= self.lengths[document]:
       raise IndexError(
         f'tokens [{start}, {stop}) of document {document}, which has'
         f' {self.lengths[document]}'
       )
-    tokens, mask = self._document(document)
-    return tokens[start:stop], mask[start:stop]
+    # From here on, places are counted from the start of the shard.
+    first = int(self._offsets[document]) - self._first_tokens[shard]
+    start, stop = start + first, stop + first
+    tokens = np.empty(stop - start, np.int32)
+    mask = np.ones(stop - start, bool)
+    P = self._page_tokens
+    for page in range(start // P, -(-stop // P)):
+      page_start = page * P
+      from_page = slice(max(start - page_start, 0), stop - page_start)
+      page_tokens, page_mask = self._record(shard, page, document)
+      part = page_tokens[from_page]
+      into = max(page_start - start, 0)
+      tokens[into : into + len(part)] = part
+      if page_mask is not None:
+        mask[into : into + len(part)] = page_mask[from_page]
+    return tokens, mask
+
+  def name(self, document: int) -> str:
+    """Name of a document, read from the disk.
+
+    Raises:
+      IndexError: there is no such document.
+      StoreError: the record is damaged.
+    """
+    shard = self._shard_of(document)
+    k = document - self._first_documents[shard]
+    record = self._num_pages(shard) + k // NAMES_PER_RECORD
+    return self._record(shard, record, document)[k % NAMES_PER_RECORD]
 
   def __getstate__(self):
-    state = self.__dict__.copy()
-    for name in ('_source', '_cache', '_cached_bytes', '_lock', '_pid'):
-      del state[name]
-    return state
+    return self.directory, self._cache_bytes, self.fingerprint
 
   def __setstate__(self, state):
-    self.__dict__.update(state)
-    self._open()
+    directory, self._cache_bytes, fingerprint = state
+    self._open(directory)
+    if self.fingerprint != fingerprint:
+      raise StoreError(
+        f'{directory} was replaced while in use: it is {self.fingerprint} now,'
+        f' and was {fingerprint}. Start the run again'
+      )
 
-  def _open(self):
-    # Told the number of records, the source does not open the file to count.
-    self._source = ArrayRecordDataSource(f'{self._path}[0:{len(self.lengths)}]')
+  def _open(self, directory):
+    self.directory = directory
+    index = read_index(directory)
+    self.settings: dict[str, Any] = index.settings
+    self.fingerprint = index.fingerprint
+    self.tokenizer_fingerprint = index.tokenizer_fingerprint
+    self.domain_names, self.domain_ids = index.domain_names, index.domain_ids
+    self.lengths = np.diff(index.offsets)
+    self._offsets, self._checksums = index.offsets, index.checksums
+    self._page_tokens, self._shards = index.page_tokens, index.shards
+    self._first_documents, self._first_tokens, self._first_records = (
+      [0, *itertools.accumulate(counts)]
+      for counts in zip(*(shard[:3] for shard in self._shards), strict=True)
+    )
+    self._paths = [
+      directory / shard_name(i, len(self._shards))
+      for i in range(len(self._shards))
+    ]
+    # All at once, which takes microseconds each: a shard that is missing or
+    # truncated comes up at the start of a run, and not in the midst of it.
+    self._readers = [
+      open_shard(path, shard)
+      for path, shard in zip(self._paths, self._shards, strict=True)
+    ]
     self._start_cache()
-    # Any read makes the source open the file. That shows whether it is whole,
-    # and must happen before a fork: ArrayRecord crashes where a child opens a
-    # file after its parent wrote one.
-    self._read_record(int(self.lengths.argmin()))
 
   def _start_cache(self):
     self._cache = collections.OrderedDict()
@@ -229,79 +145,104 @@ class DocumentStore:
     self._lock = threading.Lock()
     self._pid = os.getpid()
 
-  def _document(self, document):
-    """(tokens, mask) of a whole document, from the cache where it is there."""
+  def _shard_of(self, document):
+    if not 0 <= document < len(self):
+      raise IndexError(
+        f'document {document} of a store of {len(self)} documents'
+      )
+    return bisect.bisect_right(self._first_documents, document) - 1
+
+  def _num_pages(self, shard):
+    return num_records(0, self._shards[shard].tokens, self._page_tokens)
+
+  def _record(self, shard, record, document):
+    """A page as (tokens, mask), or a list of names, from the cache if there.
+
+    It is `document` that asks for it, which is for messages.
+    """
     if self._pid != os.getpid():
       # A thread that held the lock does not exist in a forked child.
       self._start_cache()
+    key = self._first_records[shard] + record
     with self._lock:
-      if document in self._cache:
-        self._cache.move_to_end(document)
-        return self._cache[document]
+      if key in self._cache:
+        self._cache.move_to_end(key)
+        return self._cache[key][0]
     # Outside the lock, so that threads decompress side by side.
-    arrays = self._read_record(document)
-    with self._lock:
-      if document not in self._cache:
-        self._cache[document] = arrays
-        self._cached_bytes += _num_bytes(arrays)
-      while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
-        _, oldest = self._cache.popitem(last=False)
-        self._cached_bytes -= _num_bytes(oldest)
-    return arrays
-
-  def _read_record(self, document):
-    length = int(self.lengths[document])
     try:
-      record = self._source[document]
-    except RuntimeError as error:
+      value, num_bytes = self._read_record(shard, record, key)
+    except (RuntimeError, ValueError) as error:
       raise StoreError(
-        f'{self._path}: document {document} cannot be read ({error}). Prepare'
-        ' the corpus again'
+        f'{self._paths[shard]}: document {document} cannot be read (record'
+        f' {record}: {error}). verify_store lists all the damage. {AGAIN}'
       ) from error
-    if len(record) not in (4 * length, 5 * length):
-      raise StoreError(
-        f'{self._path} is damaged: document {document} has {len(record)} bytes,'
-        f' and {length} tokens in the manifest. Prepare the corpus again'
-      )
-    tokens = np.frombuffer(record, '<i4', length)
-    if len(record) == 4 * length:
-      # Every element is the same one byte: a mask of ones takes no memory.
-      return tokens, np.broadcast_to(np.True_, length)
-    return tokens, np.frombuffer(record, bool, length, offset=4 * length)
+    with self._lock:
+      if key not in self._cache:
+        self._cache[key] = value, num_bytes
+        self._cached_bytes += num_bytes
+      while self._cached_bytes > self._cache_bytes and len(self._cache) > 1:
+        _, (_, num_bytes) = self._cache.popitem(last=False)
+        self._cached_bytes -= num_bytes
+    return value
+
+  def _read_record(self, shard, record, key):
+    content = read_checked(
+      self._readers[shard], record, int(self._checksums[key])
+    )
+    if record >= self._num_pages(shard):
+      return json.loads(content), len(content)
+    start = record * self._page_tokens
+    length = min(self._page_tokens, self._shards[shard].tokens - start)
+    tokens, mask = page_from_record(content, length)
+    return (tokens, mask), tokens.nbytes + (0 if mask is None else mask.nbytes)
 
 
-def _num_bytes(arrays):
-  tokens, mask = arrays
-  return tokens.nbytes + mask.nbytes
+def open_shard(path: Path, counts: ShardCounts) -> ArrayRecordReader:
+  """Opens a shard, and compares it to what the index says of it.
 
-
-def _read_manifest(path) -> dict:
+  Raises:
+    StoreError: it is missing, truncated, or not as it was written.
+  """
   try:
-    text = path.read_text(encoding='utf-8')
+    num_bytes = path.stat().st_size
+    if num_bytes != counts.bytes:
+      raise StoreError(
+        f'{path} is damaged: it has {num_bytes} bytes, and {counts.bytes} were'
+        f' written. {AGAIN}'
+      )
+    reader = ArrayRecordReader(
+      str(path), options=READER_OPTIONS, file_reader_buffer_size=32_768
+    )
+    found = reader.num_records()
   except OSError as error:
     raise StoreError(
-      f'cannot read the store {path}: {error.strerror}'
+      f'cannot read the store {path}: {error.strerror}. {AGAIN}'
     ) from error
-  except UnicodeDecodeError as error:
-    raise StoreError(f'{path} is damaged: {error}') from error
-  try:
-    manifest = json.loads(text)
-    version = manifest['format_version']
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
+  except RuntimeError as error:
     raise StoreError(
-      f'{path} is damaged: it is no manifest ({error!r}). Prepare the corpus'
-      ' again'
+      f'{path} cannot be opened by ArrayRecord ({error}). {AGAIN}'
     ) from error
-  if version != _FORMAT_VERSION:
+  if found != counts.records:
+    # A damaged footer reads as a file without records.
     raise StoreError(
-      f'{path} has format version {version}, and this program reads'
-      f' {_FORMAT_VERSION}. Prepare the corpus again'
+      f'{path} is damaged: it has {found} records, and {counts.records} were'
+      f' written. {AGAIN}'
     )
-  absent = [field for field in _FIELDS if field not in manifest]
-  per_document = {len(manifest.get(f, ())) for f in _FIELDS[:3]}
-  if absent or len(per_document) != 1 or 0 in per_document:
-    raise StoreError(
-      f'{path} is damaged: it lacks {", ".join(absent) or "some documents"}.'
-      ' Prepare the corpus again'
-    )
-  return manifest
+  return reader
+
+
+def read_checked(
+  reader: ArrayRecordReader, record: int, checksum: int
+) -> bytes:
+  """One record, compared to its checksum.
+
+  Raises:
+    RuntimeError: ArrayRecord cannot read it.
+    ValueError: it is not what was written.
+  """
+  # A range of one: `read([record])` costs a copy of the whole index, 3 ms in a
+  # file of a million records. A range of many is no faster than one by one.
+  (content,) = reader.read(record, record + 1)
+  if (found := zlib.crc32(content)) != checksum:
+    raise ValueError(f'its checksum is {found}, and {checksum} in the index')
+  return content

@@ -7,7 +7,7 @@ import pytest
 
 from longctx_jax.config import ConfigError
 from longctx_jax.data.prepare import open_corpus, prepare_corpus
-from longctx_jax.data.store import StoreError
+from longctx_jax.data.store_format import StoreError
 from longctx_jax.data.tokenizer import (
   SentencePieceTokenizer,
   TokenizerError,
@@ -76,6 +76,10 @@ def fingerprints(corpus):
   return [corpus.tokenizer.fingerprint, *(s.fingerprint for s in stores)]
 
 
+def names_of(store):
+  return [store.name(i) for i in range(len(store))]
+
+
 def read(store, document):
   return store.read(document, 0, int(store.lengths[document]))
 
@@ -115,7 +119,7 @@ def test_a_prepared_corpus_is_opened_and_not_made_again(
 def test_documents_are_stored_between_begin_and_end(texts, prepared):
   _, corpus = prepared
   tokenizer = corpus.tokenizer
-  for i, name in enumerate(corpus.documents.names):
+  for i, name in enumerate(names_of(corpus.documents)):
     tokens, mask = read(corpus.documents, i)
     assert (tokens[0], tokens[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
     text = (texts / name.removeprefix('text_files/')).read_text()
@@ -125,7 +129,7 @@ def test_documents_are_stored_between_begin_and_end(texts, prepared):
 
 def test_held_out_documents_are_nowhere_in_training(texts, prepared):
   _, corpus = prepared
-  training, heldout = corpus.documents.names, corpus.heldout.names
+  training, heldout = names_of(corpus.documents), names_of(corpus.heldout)
   assert training
   assert heldout
   assert sorted(training + heldout) == sorted(
@@ -140,7 +144,7 @@ def test_held_out_documents_are_nowhere_in_training(texts, prepared):
   }
   decoded = [
     corpus.tokenizer.decode(read(corpus.conversations, i)[0])
-    for i in range(len(corpus.conversations.names))
+    for i in range(len(corpus.conversations))
   ]
   assert not any(
     text[i : i + 60] in held for text in decoded for i in range(len(text) - 60)
@@ -150,12 +154,13 @@ def test_held_out_documents_are_nowhere_in_training(texts, prepared):
 def test_the_tokenizer_learns_from_training_documents_alone(texts, tmp_path):
   held = tmp_path / 'texts'
   shutil.copytree(texts, held)
-  names = prepare_corpus(config_of(held), tmp_path / 'a', seed=0).heldout.names
+  made = prepare_corpus(config_of(held), tmp_path / 'a', seed=0)
+  names = names_of(made.heldout)
   for name in names:
     path = held / name.removeprefix('text_files/')
     path.write_text('zebra quagga ' * (path.stat().st_size // 13))
   other = prepare_corpus(config_of(held), tmp_path / 'b', seed=0)
-  assert other.heldout.names == names
+  assert names_of(other.heldout) == names
   tokenizer = SentencePieceTokenizer(tmp_path / 'a' / 'tokenizer.model')
   assert other.tokenizer.fingerprint == tokenizer.fingerprint
 
@@ -248,8 +253,8 @@ def test_a_given_tokenizer_is_kept_and_must_not_be_larger(
 def test_definitions_come_from_code_and_extracts_from_prose(tmp_path):
   config = small.corpus_config(conversations={'define': 40, 'extract': 10})
   made = prepare_corpus(config, tmp_path / 'c', seed=0).conversations
-  assert set(made.domains) == {'define', 'extract'}
-  assert len(set(made.names)) == len(made.names)
+  assert made.domain_names == ('define', 'extract')
+  assert len(set(names_of(made))) == len(made)
   config = small.corpus_config(
     sources={'code': small.CORPUS['sources']['code']},
     conversations={'extract': 10},

@@ -96,7 +96,7 @@ def test_rows_are_of_the_domains_asked_for(corpus):
   texts = [
     ' '.join(map(str, store.read(i, 0, int(n))[0].tolist()))
     for i, n in enumerate(store.lengths.tolist())
-    if store.domains[i] == 'docs'
+    if store.domain_names[store.domain_ids[i]] == 'docs'
   ]
   for i in range(20):
     for part in slices_of(rows.row(i)):

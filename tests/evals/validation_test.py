@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from longctx_jax.data.store import DocumentStore, StoredDocument, write_store
+from longctx_jax.data.store import DocumentStore
+from longctx_jax.data.store_writer import StoredDocument, write_store
 from longctx_jax.evals.validation import position_buckets, validation_loss
 
 VOCAB_SIZE = 512
