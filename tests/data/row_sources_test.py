@@ -114,7 +114,7 @@ def test_exempt_domains_are_not_interleaved(corpus):
     domain: [
       store.read(i, 0, int(n))[0].tobytes()
       for i, n in enumerate(store.lengths.tolist())
-      if store.domains[i] == domain
+      if store.domain_names[store.domain_ids[i]] == domain
     ]
     for domain in ('docs', 'code')
   }
