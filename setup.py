@@ -39,6 +39,7 @@ setup(
     'orbax-checkpoint>=0.11.30',
     'sentencepiece>=0.2.1',
     'tensorboardX>=2.6',
+    'tokenizers>=0.20',
     'tqdm>=4.66',
   ],
   extras_require={

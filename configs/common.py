@@ -101,6 +101,14 @@ def shrink_to_laptop(config: ConfigDict) -> None:
         'needle': 12_000,
       },
       'max_conversation_len': 128,
+      # As in longskywork/pretrain.py.
+      'tokenizer_path': '',
+      'added_tokens': (),
+      'bos_token': '',
+      'eos_token': '',
+      'bos': 'document',
+      'eos': 'document',
+      'chat_template': 'plain',
     }
   )
   config.model.update(

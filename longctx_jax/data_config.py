@@ -26,10 +26,28 @@ class CorpusConfig:
   conversations: dict[str, int]
   # Longest conversation kept, in tokens.
   max_conversation_len: int
-  # '' trains a SentencePiece model of `vocab_size` on the corpus.
+  # '' trains a SentencePiece model of `vocab_size` on the corpus. Else such a
+  # model, a tokenizer.json, or a folder that holds either.
   tokenizer_path: str = ''
+  # Control tokens that a given tokenizer gets behind its own, in this order.
+  added_tokens: tuple[str, ...] = ()
+  # Begin and end of a document; '' is what the given tokenizer calls so.
+  bos_token: str = ''
+  eos_token: str = ''
+  # What stored documents begin and end with.
+  bos: Literal['document', 'none'] = 'document'
+  eos: Literal['document', 'none'] = 'document'
+  # What stands around the turns of conversations: `data/chat_templates.py`.
+  chat_template: Literal['plain', 'chatml', 'llama3', 'skywork'] = 'plain'
 
   def __post_init__(self):
+    if not self.tokenizer_path:
+      for field in ('added_tokens', 'bos_token', 'eos_token'):
+        if getattr(self, field):
+          raise ConfigError(
+            f'{field}={getattr(self, field)} is for a tokenizer that is given:'
+            ' set tokenizer_path; one that is trained has all it needs'
+          )
     if not 0 < self.heldout_frac < 1:
       raise ConfigError(
         f'heldout_frac must lie in (0, 1), got {self.heldout_frac}'

@@ -38,6 +38,15 @@ def get_config(arg: str = '') -> ConfigDict:
         'extract': 100_000,
       },
       'max_conversation_len': 4096,  # stage 3 is 4K long (paper)
+      # '' trains a tokenizer on the text. Of your own: a tokenizer.json, a
+      # SentencePiece model, or a folder that holds either.
+      'tokenizer_path': '',
+      'added_tokens': (),
+      'bos_token': '',
+      'eos_token': '',
+      'bos': 'document',
+      'eos': 'document',
+      'chat_template': 'plain',
     }
   )
   c.data = ConfigDict(

@@ -76,7 +76,7 @@ class BatchSource:
 
 def _row_source(source, config, corpus, seed) -> RowSource:
   if isinstance(source, TableRows):
-    return SyntheticTableRows(source, corpus.tokenizer, config.seq_len, seed)
+    return SyntheticTableRows(source, corpus.chat, config.seq_len, seed)
   if isinstance(source, ConversationRows):
     store = corpus.conversations
     return StoredRows.of_conversations(store, source, config.seq_len, seed)

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,21 +22,20 @@ import numpy as np
 
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data import synthetic_tables
-from longctx_jax.data.chat import encode_conversation
+from longctx_jax.data.chat import Chat, encode_conversation
+from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.documents import Document, is_heldout, read_documents
 from longctx_jax.data.instructions import (
   FROM_CODE,
   FROM_PROSE,
   make_conversations,
 )
+from longctx_jax.data.sentencepiece_tokenizer import train_sentencepiece
 from longctx_jax.data.store import DocumentStore
 from longctx_jax.data.store_format import StoreError
 from longctx_jax.data.store_writer import StoredDocument, write_store
-from longctx_jax.data.tokenizer import (
-  SentencePieceTokenizer,
-  Tokenizer,
-  train_sentencepiece,
-)
+from longctx_jax.data.tokenizer import Tokenizer
+from longctx_jax.data.tokenizer_files import copy_tokenizer, load_tokenizer
 from longctx_jax.data_config import CorpusConfig
 
 log = logging.getLogger(__name__)
@@ -46,6 +45,8 @@ log = logging.getLogger(__name__)
 CHARS_PER_VOCABULARY = 4_000
 # ours: a little below what real text has, so that most conversations fit.
 CHARS_PER_TOKEN = 2
+# Encoded at a time: bounds the memory that ids in Python's lists take.
+CHARS_PER_BATCH = 16_000_000  # ours
 
 
 class Corpus(NamedTuple):
@@ -55,6 +56,7 @@ class Corpus(NamedTuple):
   documents: DocumentStore
   heldout: DocumentStore
   conversations: DocumentStore
+  chat: Chat
 
 
 def prepare_corpus(
@@ -87,24 +89,26 @@ def open_corpus(directory: Path, settings: dict | None = None) -> Corpus:
     ConfigError: it was made with settings other than `settings`.
     StoreError: a store was tokenised by another tokenizer, or is damaged.
   """
-  tokenizer = SentencePieceTokenizer(directory / 'tokenizer.model')
   stores = {
     name: DocumentStore(directory / name)
     for name in ('documents', 'heldout', 'conversations')
   }
-  for name, store in stores.items():
-    if store.tokenizer_fingerprint != tokenizer.fingerprint:
-      raise StoreError(
-        f'{directory / name} was tokenised by {store.tokenizer_fingerprint},'
-        f' but {directory / "tokenizer.model"} is {tokenizer.fingerprint}:'
-        f' remove {directory} to prepare it again'
-      )
+  for store in stores.values():
     if settings is not None and store.settings != settings:
       raise ConfigError(
         f'{directory} was prepared with other corpus settings: give another'
         ' --workdir, or remove it to prepare it again'
       )
-  return Corpus(tokenizer, **stores)
+  template = TEMPLATES[stores['documents'].settings['corpus']['chat_template']]
+  tokenizer = load_tokenizer(directory, control=template.control)
+  for name, store in stores.items():
+    if store.tokenizer_fingerprint != tokenizer.fingerprint:
+      raise StoreError(
+        f'{directory / name} was tokenised by {store.tokenizer_fingerprint},'
+        f' but the tokenizer in {directory} is {tokenizer.fingerprint}:'
+        f' remove {directory} to prepare it again'
+      )
+  return Corpus(tokenizer, chat=Chat(tokenizer, template), **stores)
 
 
 def cache_dir() -> Path:
@@ -114,6 +118,9 @@ def cache_dir() -> Path:
 
 
 def _write_corpus(config, directory, settings, seed):
+  directory.mkdir(parents=True)
+  # What is given is looked at before hours of reading.
+  chat = _given_chat(config, directory) if config.tokenizer_path else None
   training, heldout = [], []
   for domain, source in config.sources.items():
     found = read_documents(source, domain, cache_dir())
@@ -127,8 +134,8 @@ def _write_corpus(config, directory, settings, seed):
       ' documents. Both must be there: raise corpus.sources.*.max_chars or'
       ' change corpus.heldout_frac'
     )
-  directory.mkdir(parents=True)
-  tokenizer = _make_tokenizer(config, training, directory / 'tokenizer.model')
+  chat = chat or _trained_chat(config, training, directory)
+  tokenizer = chat.tokenizer
 
   def write(name, documents):
     write_store(
@@ -139,42 +146,79 @@ def _write_corpus(config, directory, settings, seed):
     )
 
   log.info('corpus: tokenising %d documents', len(training) + len(heldout))
-  write('documents', _tokenised(tokenizer, training))
-  write('heldout', _tokenised(tokenizer, heldout))
-  write('conversations', _conversations(config, tokenizer, training, seed))
+  write('documents', _tokenised(config, tokenizer, training))
+  write('heldout', _tokenised(config, tokenizer, heldout))
+  write('conversations', _conversations(config, chat, training, seed))
 
 
-def _make_tokenizer(config, documents, path) -> Tokenizer:
-  if config.tokenizer_path:
-    tokenizer = SentencePieceTokenizer(config.tokenizer_path)
-    if tokenizer.vocab_size > config.vocab_size:
+def _given_chat(config, directory) -> Chat:
+  """The tokenizer of `config.tokenizer_path`, copied into `directory`."""
+  copy_tokenizer(
+    config.tokenizer_path,
+    directory,
+    added_tokens=config.added_tokens,
+    bos_token=config.bos_token,
+    eos_token=config.eos_token,
+  )
+  template = TEMPLATES[config.chat_template]
+  tokenizer = load_tokenizer(directory, control=template.control)
+  if tokenizer.vocab_size > config.vocab_size:
+    raise ConfigError(
+      f'{config.tokenizer_path} has {tokenizer.vocab_size} tokens, more than'
+      f' corpus.vocab_size={config.vocab_size}'
+    )
+  for field in ('bos', 'eos'):
+    wanted = getattr(config, field) == 'document'
+    if wanted and getattr(tokenizer, f'{field}_id') is None:
       raise ConfigError(
-        f'{config.tokenizer_path} has {tokenizer.vocab_size} pieces, more than'
-        f' corpus.vocab_size={config.vocab_size}'
+        f'corpus.{field}=document, but {config.tokenizer_path} names no such'
+        f' token: set corpus.{field}_token, or corpus.{field}=none'
       )
-    shutil.copyfile(config.tokenizer_path, path)
-    return tokenizer
+  return Chat(tokenizer, template)
+
+
+def _trained_chat(config, documents, directory) -> Chat:
   log.info('corpus: training a tokenizer of %d pieces', config.vocab_size)
   texts = [document.text for document in documents]
   repeats = 1 + sum(map(len, texts)) // CHARS_PER_VOCABULARY
   texts += [synthetic_tables.vocabulary_text()] * repeats
-  return train_sentencepiece(texts, config.vocab_size, path)
+  template = TEMPLATES[config.chat_template]
+  path = directory / 'tokenizer.model'
+  tokenizer = train_sentencepiece(
+    texts, config.vocab_size, path, control=template.control
+  )
+  return Chat(tokenizer, template)
 
 
 def _tokenised(
-  tokenizer: Tokenizer, documents: Iterable[Document]
+  config: CorpusConfig, tokenizer: Tokenizer, documents: list[Document]
 ) -> Iterator[StoredDocument]:
+  """Documents between what `config.bos` and `config.eos` say."""
+  begin = [tokenizer.bos_id] if config.bos == 'document' else []
+  end = [tokenizer.eos_id] if config.eos == 'document' else []
+  for batch in _batches(documents):
+    encoded = tokenizer.encode_batch([document.text for document in batch])
+    for document, text in zip(batch, encoded, strict=True):
+      tokens = np.concatenate([begin, text, end]).astype(np.int32)
+      yield StoredDocument(document.name, document.domain, tokens, None)
+
+
+def _batches(documents: list[Document]) -> Iterator[list[Document]]:
+  """Documents in turn, a new batch when one has `CHARS_PER_BATCH`."""
+  batch, chars = [], 0
   for document in documents:
-    text = tokenizer.encode(document.text)
-    tokens = np.concatenate([[tokenizer.bos_id], text, [tokenizer.eos_id]])
-    yield StoredDocument(
-      document.name, document.domain, tokens.astype(np.int32), None
-    )
+    batch.append(document)
+    chars += len(document.text)
+    if chars >= CHARS_PER_BATCH:
+      yield batch
+      batch, chars = [], 0
+  if batch:
+    yield batch
 
 
 def _conversations(
   config: CorpusConfig,
-  tokenizer: Tokenizer,
+  chat: Chat,
   documents: list[Document],
   seed: int,
 ) -> Iterator[StoredDocument]:
@@ -194,7 +238,7 @@ def _conversations(
     rng = np.random.default_rng((seed, k))
     made = make_conversations(kind, used, count, rng, max_chars=max_chars)
     for i, turns in enumerate(made):
-      tokens, mask = encode_conversation(tokenizer, turns)
+      tokens, mask = encode_conversation(chat, turns)
       if len(tokens) <= config.max_conversation_len:
         kept[kind] += 1
         yield StoredDocument(f'{kind}/{i}', kind, tokens, mask)

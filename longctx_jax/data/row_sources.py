@@ -8,11 +8,10 @@ import numpy as np
 
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data import synthetic_tables
-from longctx_jax.data.chat import encode_conversation
+from longctx_jax.data.chat import Chat, encode_conversation
 from longctx_jax.data.planners import plan_rows
 from longctx_jax.data.row_plan import RowPlan
 from longctx_jax.data.store import DocumentStore
-from longctx_jax.data.tokenizer import Tokenizer
 from longctx_jax.data_config import ConversationRows, DocumentRows, TableRows
 
 # ours: lines of 'annotated' vary in length, and now and then one alone is too
@@ -133,13 +132,13 @@ class SyntheticTableRows:
   def __init__(
     self,
     config: TableRows,
-    tokenizer: Tokenizer,
+    chat: Chat,
     row_len: int,
     seed: tuple[int, ...],
   ):
-    self._config, self._tokenizer = config, tokenizer
+    self._config, self._chat = config, chat
     self._row_len, self._seed = row_len, seed
-    self.fingerprint = synthetic_tables.fingerprint()
+    self.fingerprint = f'{synthetic_tables.fingerprint()}-{chat.fingerprint}'
     # A task or layout that does not exist comes up now, not in a reader thread.
     try:
       self.row(0)
@@ -156,7 +155,7 @@ class SyntheticTableRows:
         rng, config.min_len, min(config.max_len, room)
       )
       conversation = make_table_conversation(
-        rng, self._tokenizer, config, length
+        rng, self._chat, config, length
       ).encoded
       if len(conversation[0]) > room:
         break
@@ -174,7 +173,7 @@ class SyntheticTableRows:
 
 def make_table_conversation(
   rng: np.random.Generator,
-  tokenizer: Tokenizer,
+  chat: Chat,
   config: TableRows,
   length: int,
 ) -> TableConversation:
@@ -185,32 +184,32 @@ def make_table_conversation(
   layout = synthetic_tables.draw_layout(rng, config.layouts)
   made = []
   for seed in rng.integers(2**63, size=MAX_DRAWS).tolist():
-    made.append(_fit_table(seed, tokenizer, config, layout, length))
+    made.append(_fit_table(seed, chat, config, layout, length))
     if len(made[-1].encoded[0]) <= length:
       return made[-1]
   return min(made, key=lambda conversation: len(conversation.encoded[0]))
 
 
-def _fit_table(seed, tokenizer, config, layout, length):
+def _fit_table(seed, chat, config, layout, length):
   """One seed for all sizes tried: what they share keeps lengths in line."""
   num_rows = synthetic_tables.estimate_rows(
     layout, config.num_columns, 2 * length
   )
   for _ in range(3):
-    made = _table_of(seed, tokenizer, config, layout, num_rows)
+    made = _table_of(seed, chat, config, layout, num_rows)
     used = len(made.encoded[0])
     if 0.9 * length < used <= length:
       return made
     num_rows = max(1, int(0.97 * num_rows * length / used))
   # Larger tables have longer keys, so some lengths cannot be met: stay below.
   while True:
-    made = _table_of(seed, tokenizer, config, layout, num_rows)
+    made = _table_of(seed, chat, config, layout, num_rows)
     if len(made.encoded[0]) <= length or num_rows == 1:
       return made
     num_rows = max(1, int(0.9 * num_rows))
 
 
-def _table_of(seed, tokenizer, config, layout, num_rows):
+def _table_of(seed, chat, config, layout, num_rows):
   asked = math.ceil(config.question_frac * num_rows)
   table, questions = synthetic_tables.make_conversation(
     np.random.default_rng(seed),
@@ -221,5 +220,5 @@ def _table_of(seed, tokenizer, config, layout, num_rows):
     num_columns=config.num_columns,
   )
   turns = synthetic_tables.conversation_turns(table, questions)
-  encoded = encode_conversation(tokenizer, turns)
+  encoded = encode_conversation(chat, turns)
   return TableConversation(table, questions, turns, encoded)

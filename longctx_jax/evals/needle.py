@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from longctx_jax.config import ConfigError, NeedleConfig
-from longctx_jax.data.chat import encode_answer, encode_prompt
+from longctx_jax.data.chat import Chat
 from longctx_jax.data.needles import draw_needles, hide_needles
-from longctx_jax.data.tokenizer import Tokenizer
 from longctx_jax.evals.predict import Predictor
 
 
@@ -25,7 +24,7 @@ class NeedleExample(NamedTuple):
 
 def make_example(
   rng: np.random.Generator,
-  tokenizer: Tokenizer,
+  chat: Chat,
   haystack: np.ndarray,
   *,
   length: int,
@@ -40,12 +39,13 @@ def make_example(
     ConfigError: if `length` has no room for them, or the haystack is shorter.
   """
   needles = draw_needles(rng, num_needles)
+  tokenizer = chat.tokenizer
   hidden = [tokenizer.encode(needle.sentence).tolist() for needle in needles]
   # The question after a line end, in the tokens of a training conversation.
-  user, *asked = encode_prompt(tokenizer, needles[0].question)
-  question = [*tokenizer.encode('\n').tolist(), *asked]
-  answer = encode_answer(tokenizer, needles[0].answer)
-  frame = 2 + len(question) + len(answer)
+  asked = chat.encode_text(needles[0].question)
+  question = [*tokenizer.encode('\n').tolist(), *asked, *chat.asking]
+  answer = chat.encode_answer(needles[0].answer)
+  frame = len(chat.opening) + len(question) + len(answer)
   room = length - frame - sum(map(len, hidden))
   if room < 0:
     raise ConfigError(
@@ -61,8 +61,8 @@ def make_example(
   text = haystack[start : start + room].tolist()
   places = [round(depth * room), *rng.integers(room + 1, size=num_needles - 1)]
   filled = hide_needles(text, hidden, places)
-  tokens = [tokenizer.bos_id, user, *filled, *question, *answer]
-  value_len = len(encode_answer(tokenizer, needles[0].value))
+  tokens = [*chat.opening, *filled, *question, *answer]
+  value_len = len(chat.encode_answer(needles[0].value))
   return NeedleExample(np.array(tokens, np.int32), value_len)
 
 
@@ -74,7 +74,7 @@ def is_exact(example: NeedleExample, predictions: np.ndarray) -> bool:
 
 def needle_grid(
   predictor: Predictor,
-  tokenizer: Tokenizer,
+  chat: Chat,
   haystack: np.ndarray,
   config: NeedleConfig,
   *,
@@ -90,7 +90,7 @@ def needle_grid(
     examples = [
       make_example(
         rng,
-        tokenizer,
+        chat,
         haystack,
         length=length,
         depth=depth,

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from longctx_jax.config import StageConfig
 from longctx_jax.data.prepare import Corpus
 from longctx_jax.data.store import DocumentStore
+from longctx_jax.data.tokenizer import Tokenizer
 from longctx_jax.evals.needle import mean_by_length, needle_grid
 from longctx_jax.evals.predict import Predictor
 from longctx_jax.evals.tables import table_accuracy
@@ -27,7 +28,7 @@ def evaluate(
   grids = needle_grids(config, predictor, corpus)
   tables = table_accuracy(
     predictor,
-    corpus.tokenizer,
+    corpus.chat,
     lengths=evals.table_lengths,
     samples=evals.table_samples,
     seed=config.seed,
@@ -54,12 +55,12 @@ def needle_grids(
 ) -> dict[str, dict[str, dict[str, float]]]:
   """The single- and the multi-needle grid, and a line of each in the log."""
   grids = {}
-  haystack = haystack_tokens(corpus.heldout)
+  haystack = haystack_tokens(corpus.heldout, corpus.tokenizer)
   needle = config.evals.needle
   for name, num_needles in (('single', 1), ('multi', needle.num_needles)):
     grids[name] = needle_grid(
       predictor,
-      corpus.tokenizer,
+      corpus.chat,
       haystack,
       needle,
       num_needles=num_needles,
@@ -71,10 +72,13 @@ def needle_grids(
   return grids
 
 
-def haystack_tokens(store: DocumentStore) -> np.ndarray:
-  """Held-out documents end to end, without their begin and end tokens."""
+def haystack_tokens(store: DocumentStore, tokenizer: Tokenizer) -> np.ndarray:
+  """Held-out documents end to end, without the begin and end they may have."""
   parts = [
-    store.read(document, 1, int(length) - 1)[0]
+    store.read(document, 0, int(length))[0]
     for document, length in enumerate(store.lengths.tolist())
   ]
-  return np.concatenate(parts)
+  tokens = np.concatenate(parts)
+  # No text encodes to these.
+  around = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
+  return tokens[~np.isin(tokens, around)]

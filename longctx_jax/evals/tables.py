@@ -4,9 +4,9 @@ from collections import defaultdict
 
 import numpy as np
 
+from longctx_jax.data.chat import Chat
 from longctx_jax.data.row_sources import make_table_conversation
 from longctx_jax.data.synthetic_tables import LAYOUTS, TASKS
-from longctx_jax.data.tokenizer import Tokenizer
 from longctx_jax.data_config import TableRows
 from longctx_jax.evals.predict import Predictor
 
@@ -17,7 +17,7 @@ HELDOUT_STREAM = 1_000_000
 
 def table_accuracy(
   predictor: Predictor,
-  tokenizer: Tokenizer,
+  chat: Chat,
   *,
   lengths: tuple[int, ...],
   samples: int,
@@ -33,7 +33,7 @@ def table_accuracy(
   accuracy: dict[str, dict[str, float]] = {}
   for length in lengths:
     conversations = [
-      _conversation(tokenizer, layout, length, (seed, HELDOUT_STREAM, k))
+      _conversation(chat, layout, length, (seed, HELDOUT_STREAM, k))
       for layout in LAYOUTS
       for k in range(samples)
     ]
@@ -54,7 +54,7 @@ def table_accuracy(
   return accuracy
 
 
-def _conversation(tokenizer, layout, length, seed):
+def _conversation(chat, layout, length, seed):
   config = TableRows(
     kind='tables',
     weight=1.0,
@@ -67,7 +67,7 @@ def _conversation(tokenizer, layout, length, seed):
     max_questions=16,
   )
   return make_table_conversation(
-    np.random.default_rng(seed), tokenizer, config, length
+    np.random.default_rng(seed), chat, config, length
   )
 
 

@@ -5,11 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longctx_jax.data.chat import encode_conversation
+from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.synthetic_tables import (
   conversation_turns,
   make_conversation,
 )
 
+PLAIN = TEMPLATES['plain'].control
 TURNS = st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=4)
 
 
@@ -21,15 +23,16 @@ def runs(flags):
 
 def test_conversation_is_encoded_as_drawn(corpus):
   tokenizer = corpus.tokenizer
-  tokens, mask = encode_conversation(tokenizer, [('1+1', '2'), ('3', '4')])
+  user, assistant, end = map(tokenizer.control_id, PLAIN)
+  tokens, mask = encode_conversation(corpus.chat, [('1+1', '2'), ('3', '4')])
   parts = [
-    ([tokenizer.bos_id, tokenizer.user_id], 0),
+    ([tokenizer.bos_id, user], 0),
     (tokenizer.encode(' 1+1').tolist(), 0),
-    ([tokenizer.assistant_id], 0),
-    ([*tokenizer.encode(' 2').tolist(), tokenizer.end_id], 1),
-    ([tokenizer.user_id, *tokenizer.encode(' 3').tolist()], 0),
-    ([tokenizer.assistant_id], 0),
-    ([*tokenizer.encode(' 4').tolist(), tokenizer.end_id], 1),
+    ([assistant], 0),
+    ([*tokenizer.encode(' 2').tolist(), end], 1),
+    ([user, *tokenizer.encode(' 3').tolist()], 0),
+    ([assistant], 0),
+    ([*tokenizer.encode(' 4').tolist(), end], 1),
   ]
   assert tokens.tolist() == [token for ids, _ in parts for token in ids]
   assert mask.tolist() == [bool(m) for ids, m in parts for _ in ids]
@@ -39,13 +42,14 @@ def test_conversation_is_encoded_as_drawn(corpus):
 @given(TURNS)
 def test_loss_mask_covers_the_answers_and_nothing_else(corpus, turns):
   tokenizer = corpus.tokenizer
-  tokens, mask = encode_conversation(tokenizer, turns)
+  _, assistant, end = map(tokenizer.control_id, PLAIN)
+  tokens, mask = encode_conversation(corpus.chat, turns)
   answers = runs(mask)
   assert len(answers) == len(turns)
   for (start, stop), (_, answer) in zip(answers, turns, strict=True):
-    assert tokens[start - 1] == tokenizer.assistant_id
+    assert tokens[start - 1] == assistant
     assert tokenizer.decode(tokens[start:stop]) == ' ' + answer
-    assert tokens[stop - 1] == tokenizer.end_id
+    assert tokens[stop - 1] == end
   prompts = runs(~mask)
   for (start, stop), (user, _) in zip(prompts, turns, strict=True):
     assert tokenizer.decode(tokens[start:stop]) == ' ' + user
@@ -62,7 +66,7 @@ def test_a_word_is_the_same_tokens_in_table_question_and_answer(corpus):
     num_questions=20,
   )
   turns = conversation_turns(table, questions)
-  tokens, mask = encode_conversation(tokenizer, turns)
+  tokens, mask = encode_conversation(corpus.chat, turns)
   first_prompt = tokens[2 : runs(mask)[0][0] - 1].tolist()
   # Lines of the table, an empty one, and the first question.
   lines, line = [], []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from longctx_jax.data.mixture import Mixture
 from longctx_jax.data.pipeline import BatchSource, batch_fields, make_pipeline
 from longctx_jax.data.row_sources import Row
-from longctx_jax.data.tokenizer import train_sentencepiece
+from longctx_jax.data.sentencepiece_tokenizer import train_sentencepiece
 from tests import small
 
 STEPS = 4
@@ -176,7 +176,7 @@ def test_rows_are_of_the_sources_that_the_mixture_names(corpus):
   for i in range(len(source)):
     name, _ = mixture.source_of_example(i)
     row = source[i]
-    marked = bool((row.tokens == corpus.tokenizer.user_id).any())
+    marked = bool((row.tokens == corpus.tokenizer.control_id('<|user|>')).any())
     assert marked == (name != 'text')
     kinds[name] += 1
   assert kinds == {'text': 64, 'chat': 32, 'tables': 32}
@@ -190,8 +190,8 @@ def test_targets_of_conversations_decode_to_answers(corpus):
     row = source[i]
     trained = row.loss_weights > 0
     # Each answer, and nothing before it, is between a marker and an end.
-    starts = np.flatnonzero(row.tokens == tokenizer.assistant_id)
-    ends = np.flatnonzero(row.targets == tokenizer.end_id)
+    starts = np.flatnonzero(row.tokens == tokenizer.control_id('<|assistant|>'))
+    ends = np.flatnonzero(row.targets == tokenizer.control_id('<|end|>'))
     expected = np.zeros(len(trained), bool)
     for start, end in zip(starts, ends, strict=True):
       expected[start : end + 1] = True

@@ -168,9 +168,10 @@ def test_a_domain_that_is_not_there_is_named_with_those_that_are(corpus):
 
 
 def test_rows_of_tables_fit_and_keep_each_conversation_whole(corpus):
-  tokenizer = corpus.tokenizer
+  bos = corpus.tokenizer.bos_id
+  user, end = map(corpus.tokenizer.control_id, ('<|user|>', '<|end|>'))
   tables = dataclasses.replace(TABLES, min_len=40, max_len=200)
-  rows = SyntheticTableRows(tables, tokenizer, 256, (0, 0))
+  rows = SyntheticTableRows(tables, corpus.chat, 256, (0, 0))
   counts = set()
   for i in range(40):
     row = rows.row(i)
@@ -178,17 +179,17 @@ def test_rows_of_tables_fit_and_keep_each_conversation_whole(corpus):
     slices = slices_of(row)
     counts.add(len(slices))
     for part in slices:
-      assert part[0] == tokenizer.bos_id
-      assert part.count(tokenizer.bos_id) == 1
-      assert part[-1] == tokenizer.end_id
-      assert part.count(tokenizer.user_id) == part.count(tokenizer.end_id)
+      assert part[0] == bos
+      assert part.count(bos) == 1
+      assert part[-1] == end
+      assert part.count(user) == part.count(end)
     assert row.loss_mask[-1]
   assert len(counts) > 2
 
 
 def test_a_row_of_tables_depends_on_its_number_alone(corpus):
   def make(seed=0):
-    return SyntheticTableRows(TABLES, corpus.tokenizer, ROW_LEN, (seed, 0))
+    return SyntheticTableRows(TABLES, corpus.chat, ROW_LEN, (seed, 0))
 
   rows, again = make(), make()
   read = [rows.row(i) for i in range(10)]
@@ -203,7 +204,7 @@ def test_a_table_too_large_for_any_row_is_a_clear_error(corpus):
     TABLES, layouts={'json': 1.0}, num_columns=9, min_len=32, max_len=40
   )
   with pytest.raises(ConfigError, match='fits into 40 tokens: raise'):
-    SyntheticTableRows(tables, corpus.tokenizer, 40, (0, 0))
+    SyntheticTableRows(tables, corpus.chat, 40, (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_a_table_too_large_for_any_row_is_a_clear_error(corpus):
 def test_an_unknown_task_or_layout_is_refused_before_any_row(corpus, changes):
   tables = dataclasses.replace(TABLES, **changes)
   with pytest.raises(ConfigError, match=r'mixture, tables: .*unknown'):
-    SyntheticTableRows(tables, corpus.tokenizer, ROW_LEN, (0, 0))
+    SyntheticTableRows(tables, corpus.chat, ROW_LEN, (0, 0))
 
 
 @pytest.mark.parametrize('layout', synthetic_tables.LAYOUTS)
@@ -223,7 +224,7 @@ def test_tables_fill_the_length_that_is_asked_for(corpus, layout):
   # Not near 3000, where keys of 'plain' tables turn from one word into two.
   for length in (300, 1000, 8000):
     conversation = make_table_conversation(
-      np.random.default_rng(length), corpus.tokenizer, tables, length
+      np.random.default_rng(length), corpus.chat, tables, length
     )
     used = len(conversation.encoded[0])
     assert 0.6 * length < used <= length
@@ -238,7 +239,7 @@ def test_annotated_tables_fill_lengths_though_their_remarks_differ(corpus):
   used = [
     len(
       make_table_conversation(
-        np.random.default_rng(seed), corpus.tokenizer, ANNOTATED, 1000
+        np.random.default_rng(seed), corpus.chat, ANNOTATED, 1000
       ).encoded[0]
     )
     for seed in range(40)
@@ -249,5 +250,5 @@ def test_annotated_tables_fill_lengths_though_their_remarks_differ(corpus):
 
 def test_rows_too_short_for_some_annotated_lines_are_filled(corpus):
   tables = dataclasses.replace(ANNOTATED, min_len=32, max_len=72)
-  rows = SyntheticTableRows(tables, corpus.tokenizer, 72, (0, 0))
+  rows = SyntheticTableRows(tables, corpus.chat, 72, (0, 0))
   assert all(0 < len(rows.row(i).tokens) <= 72 for i in range(300))

@@ -8,13 +8,15 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.documents import read_documents
-from longctx_jax.data.tokenizer import (
+from longctx_jax.data.sentencepiece_tokenizer import (
   SentencePieceTokenizer,
-  TokenizerError,
   train_sentencepiece,
 )
+from longctx_jax.data.tokenizer import TokenizerError
 from longctx_jax.data_config import TextSource
+from tests.data.small_tokenizers import write_sentencepiece
 
 VOCAB_SIZE = 700
 
@@ -59,16 +61,11 @@ def test_any_text_round_trips_exactly(tokenizer, text):
 )
 def test_text_cannot_forge_control_symbols(tokenizer, parts):
   text = ''.join(parts)
-  control_ids = {
-    tokenizer.pad_id,
-    tokenizer.bos_id,
-    tokenizer.eos_id,
-    tokenizer.user_id,
-    tokenizer.assistant_id,
-    tokenizer.end_id,
-  }
+  markers = map(tokenizer.control_id, TEMPLATES['plain'].control)
+  pad_id = tokenizer.control_id('<pad>')
+  control_ids = {pad_id, tokenizer.bos_id, tokenizer.eos_id, *markers}
   assert len(control_ids) == 6
-  assert tokenizer.pad_id == 0
+  assert pad_id == 0
   assert control_ids.isdisjoint(tokenizer.encode(text).tolist())
   assert tokenizer.decode(sorted(control_ids)) == ''
 
@@ -156,44 +153,89 @@ def test_missing_file_is_named(tmp_path):
     SentencePieceTokenizer(tmp_path / 'a.model')
 
 
-@pytest.mark.parametrize(
-  ('options', 'lacks'),
-  [
-    ({}, '<|user|>, <|assistant|>, <|end|>, pad with id 0, bytes'),
-    (
-      {
-        # Text could produce what is not a *control* symbol.
-        'user_defined_symbols': ['<|user|>', '<|assistant|>'],
-        'control_symbols': ['<|end|>'],
-        'pad_id': 0,
-        'unk_id': 1,
-        'bos_id': -1,
-        'eos_id': 2,
-        'byte_fallback': True,
-        'vocab_size': 275,
-      },
-      '<|user|>, <|assistant|>, bos',
-    ),
-  ],
-)
-def test_model_without_the_symbols_is_refused(tmp_path, options, lacks):
-  path = tmp_path / 'a.model'
-  options = {'vocab_size': 20, **options}
-  with path.open('wb') as model:
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(['hello world, hello there']),
-      model_writer=model,
-      model_type='bpe',
-      minloglevel=2,
-      **options,
-    )
-  with pytest.raises(TokenizerError) as raised:
-    SentencePieceTokenizer(path)
-  assert f'lacks the symbols {lacks}. Train' in str(raised.value)
-
-
 def test_pickled_copy_encodes_the_same(tokenizer):
   copy = pickle.loads(pickle.dumps(tokenizer))
   text = 'for i in range(10):\n  pass ▁'
   assert copy.encode(text).tolist() == tokenizer.encode(text).tolist()
   assert copy.fingerprint == tokenizer.fingerprint
+
+
+@given(st.lists(st.text() | st.sampled_from(['▁', '</s>', '<|end|>'])))
+def test_a_batch_is_encoded_as_its_texts(tokenizer, texts):
+  batch = tokenizer.encode_batch(texts)
+  assert all(ids.dtype == 'int32' for ids in batch)
+  assert [ids.tolist() for ids in batch] == [
+    tokenizer.encode(text).tolist() for text in texts
+  ]
+
+
+def test_models_of_others_are_opened_as_they_are(tmp_path):
+  path = write_sentencepiece(
+    tmp_path / 'a.model',
+    byte_fallback=False,
+    vocab_size=60,
+    control_symbols=['[INST]'],
+    bos_id=-1,
+  )
+  tokenizer = SentencePieceTokenizer(path)
+  processor = sentencepiece.SentencePieceProcessor(str(path))
+  for text in ('Hello ▁ there [INST]', ' ¿', ''):
+    assert tokenizer.encode(text).tolist() == processor.encode(text)
+  assert tokenizer.control_id('[INST]') == processor.piece_to_id('[INST]')
+  assert tokenizer.control_id('<|user|>') is None
+  assert tokenizer.bos_id is None
+  assert tokenizer.eos_id == processor.eos_id()
+
+
+SYMBOLS = ['[USER]', '<tool>']
+
+
+@pytest.fixture(scope='module')
+def defined(tmp_path_factory):
+  """A model whose `SYMBOLS` text produces: they are user-defined."""
+  path = tmp_path_factory.mktemp('defined') / 'a.model'
+  return write_sentencepiece(path, user_defined_symbols=SYMBOLS)
+
+
+@example('[USER]')
+@example('a [U\x08SER] b')
+@given(
+  st.lists(
+    st.sampled_from([*SYMBOLS, '</s>', '[U', 'SER]', ' ', 'a', '<0x0A>'])
+    | st.text()
+  ).map(''.join)
+)
+def test_symbols_that_text_could_produce_are_guarded_if_named(defined, text):
+  raw = sentencepiece.SentencePieceProcessor(str(defined))
+  [user, tool] = map(raw.piece_to_id, SYMBOLS)
+  assert raw.encode('[USER]')[-1] == user
+  tokenizer = SentencePieceTokenizer(defined, control=['[USER]'])
+  for ids in (tokenizer.encode(text), tokenizer.encode_batch([text])[0]):
+    assert {user, tokenizer.bos_id, tokenizer.eos_id}.isdisjoint(ids.tolist())
+    # Other characters may be normalised to it, such as '[U\x08SER]'.
+    as_text = SentencePieceTokenizer(defined).encode(text).tolist()
+    if user not in as_text:
+      assert ids.tolist() == as_text
+  # The other one was not named, and stays text.
+  assert tool in tokenizer.encode(f'{text} <tool>')
+  assert tokenizer.control_id('[USER]') == user
+  assert tokenizer.control_id('<tool>') is None
+  assert tokenizer.decode([user]) == ''
+
+
+def test_added_tokens_have_ids_behind_the_pieces(model_path, tokenizer):
+  added = {'[USER]': VOCAB_SIZE, '[SEP]': VOCAB_SIZE + 2}
+  more = SentencePieceTokenizer(
+    model_path, added_tokens={**added, '<s>': 2, '\n': 9}, eos_token='[SEP]'
+  )
+  # Such lists name the model's own as well: those stay what they are.
+  assert more.control_id('\n') is None
+  assert more.vocab_size == VOCAB_SIZE + 3
+  assert more.control_id('[USER]') == VOCAB_SIZE
+  assert more.bos_id == tokenizer.bos_id
+  assert more.eos_id == VOCAB_SIZE + 2
+  text = 'a [USER] b'
+  assert more.encode(text).tolist() == tokenizer.encode(text).tolist()
+  with_markers = [VOCAB_SIZE, *more.encode(text), VOCAB_SIZE + 2]
+  assert more.decode(with_markers) == text
+  assert more.fingerprint != tokenizer.fingerprint

@@ -32,13 +32,13 @@ class Knowing:
 
 @pytest.fixture(scope='module')
 def haystack(corpus):
-  return haystack_tokens(corpus.heldout)
+  return haystack_tokens(corpus.heldout, corpus.tokenizer)
 
 
 def example_of(corpus, haystack, depth, *, length=120, num_needles=1, seed=0):
   return make_example(
     np.random.default_rng(seed),
-    corpus.tokenizer,
+    corpus.chat,
     haystack,
     length=length,
     depth=depth,
@@ -66,9 +66,12 @@ def test_the_needle_lies_at_its_depth_of_an_example_of_exact_length(
   assert len(example.tokens) == length
   # The first draw of the generator is the needle.
   [needle] = draw_needles(np.random.default_rng(0), 1)
-  answer = [*tokenizer.encode(' ' + needle.answer).tolist(), tokenizer.end_id]
+  user, assistant, end = map(
+    tokenizer.control_id, ('<|user|>', '<|assistant|>', '<|end|>')
+  )
+  answer = [*tokenizer.encode(' ' + needle.answer).tolist(), end]
   assert example.tokens[-len(answer) :].tolist() == answer
-  value = [*tokenizer.encode(' ' + needle.value).tolist(), tokenizer.end_id]
+  value = [*tokenizer.encode(' ' + needle.value).tolist(), end]
   assert example.tokens[-example.value_len :].tolist() == value
   hidden = tokenizer.encode(needle.sentence)
   question = tokenizer.encode(f'\n {needle.question}').tolist()
@@ -76,11 +79,11 @@ def test_the_needle_lies_at_its_depth_of_an_example_of_exact_length(
   room = length - frame - len(hidden)
   place = 2 + round(depth * room)
   tokens = example.tokens.tolist()
-  assert tokens[:2] == [tokenizer.bos_id, tokenizer.user_id]
+  assert tokens[:2] == [tokenizer.bos_id, user]
   assert tokens[place : place + len(hidden)] == hidden.tolist()
   assert tokens[2 + room + len(hidden) : -len(answer)] == [
     *question,
-    tokenizer.assistant_id,
+    assistant,
   ]
   # What is left is one stretch of the haystack.
   text = tokens[2:place] + tokens[place + len(hidden) :][: room - place + 2]
@@ -102,10 +105,9 @@ def test_the_text_decodes_to_haystack_needle_and_question(corpus):
 
 def test_the_frame_is_that_of_a_training_conversation(corpus):
   # A training conversation puts the haystack after a space, as chat does.
-  tokenizer = corpus.tokenizer
   [needle] = draw_needles(np.random.default_rng(0), 1)
   user = f'{needle.sentence.strip()}\n {needle.question}'
-  trained, _ = encode_conversation(tokenizer, [(user, needle.answer)])
+  trained, _ = encode_conversation(corpus.chat, [(user, needle.answer)])
   example = example_of(corpus, np.zeros(0, int), 0.5, length=len(trained))
   assert example.tokens.tolist() == trained.tolist()
 
@@ -138,7 +140,7 @@ def test_only_the_whole_answer_is_exact(corpus, haystack):
 def grid_of(corpus, haystack, predictor, num_needles=1, seed=0):
   return needle_grid(
     predictor,
-    corpus.tokenizer,
+    corpus.chat,
     haystack,
     GRID,
     num_needles=num_needles,

@@ -16,7 +16,7 @@ from tests import small
 
 def test_the_haystack_is_held_out_text_without_begin_and_end(corpus):
   store, tokenizer = corpus.heldout, corpus.tokenizer
-  haystack = haystack_tokens(store)
+  haystack = haystack_tokens(store, tokenizer)
   documents = [
     store.read(i, 0, int(length))[0]
     for i, length in enumerate(store.lengths.tolist())

@@ -10,14 +10,16 @@ class Answering:
   """Predicts every next token, as `change`d at the places of answers."""
 
   def __init__(self, tokenizer, change=lambda row, answer: answer):
-    self.tokenizer, self.change = tokenizer, change
+    self.change = change
+    self.assistant = tokenizer.control_id('<|assistant|>')
+    self.end = tokenizer.control_id('<|end|>')
 
   def rows(self, rows):
     for row in rows:
       predictions = row[1:].copy()
       # Answers lie between the assistant's marker and the end marker.
-      starts = np.flatnonzero(row == self.tokenizer.assistant_id)
-      stops = np.flatnonzero(row == self.tokenizer.end_id)
+      starts = np.flatnonzero(row == self.assistant)
+      stops = np.flatnonzero(row == self.end)
       for start, stop in zip(starts, stops, strict=True):
         answer = predictions[start:stop]
         predictions[start:stop] = self.change(row, answer.copy())
@@ -27,7 +29,7 @@ class Answering:
 def accuracy_of(corpus, change, lengths=(128, 400), samples=12):
   return table_accuracy(
     Answering(corpus.tokenizer, change),
-    corpus.tokenizer,
+    corpus.chat,
     lengths=lengths,
     samples=samples,
     seed=0,
@@ -59,7 +61,7 @@ def test_an_answer_that_does_not_end_scores_zero(corpus):
 def test_an_answer_that_ends_at_once_scores_zero(corpus):
   # Such as the space before the first digit of a number: it leaves no trace in
   # the decoded text, and greedy decoding would have stopped there.
-  end = corpus.tokenizer.end_id
+  end = corpus.tokenizer.control_id('<|end|>')
   assert only_score(corpus, lambda row, answer: np.append(end, answer[1:])) == {
     0.0
   }
