@@ -219,10 +219,12 @@ class StageConfig:
         f'data.batch_size={self.data.batch_size} does not divide into'
         f' train.micro_batches={self.train.micro_batches}'
       )
-    if self.model.vocab_size != self.corpus.vocab_size:
+    # More is common: embeddings padded to a size that devices like.
+    if self.model.vocab_size < self.corpus.vocab_size:
       raise ConfigError(
-        f'model.vocab_size={self.model.vocab_size} differs from'
-        f' corpus.vocab_size={self.corpus.vocab_size}'
+        f'model.vocab_size={self.model.vocab_size} has no room for the tokens'
+        f' of corpus.vocab_size={self.corpus.vocab_size}: set it to that, or'
+        ' above'
       )
     seq_len = self.data.seq_len
     for name, source in self.data.mixture.items():

@@ -224,8 +224,8 @@ BUCKETS = {**TEXT, 'planner': 'buckets', 'bucket_len': 64}
     ),
     ({'corpus__heldout_frac': 1.0}, 'corpus.heldout_frac must lie in (0, 1)'),
     (
-      {'model__vocab_size': 512},
-      'model.vocab_size=512 differs from corpus.vocab_size=768',
+      {'model__vocab_size': 767},
+      'model.vocab_size=767 has no room for the tokens of corpus.vocab_size',
     ),
     (
       {'model__num_heads': 3},
@@ -285,6 +285,11 @@ def test_settings_that_cannot_run_are_refused(changes, says):
 )
 def test_planners_with_the_fields_they_read_are_taken(changes):
   from_config_dict(StageConfig, fields(**changes))
+
+
+def test_embeddings_may_be_padded():
+  stage = small.stage_config(model={'vocab_size': 1024})
+  assert stage.model.vocab_size > stage.corpus.vocab_size
 
 
 def test_a_recipe_names_the_stage_whose_field_is_wrong():
