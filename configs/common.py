@@ -109,6 +109,7 @@ def shrink_to_laptop(config: ConfigDict) -> None:
       'bos': 'document',
       'eos': 'document',
       'chat_template': 'plain',
+      'conversation_files': {},
     }
   )
   config.model.update(

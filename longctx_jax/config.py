@@ -236,6 +236,15 @@ class StageConfig:
           f' corpus.max_conversation_len={longest} tokens do not fit whole into'
           f' rows of data.seq_len={seq_len}'
         )
+      if isinstance(source, ConversationRows):
+        there = [*self.corpus.conversations, *self.corpus.conversation_files]
+        absent = [kind for kind in source.conversations if kind not in there]
+        if absent:
+          raise ConfigError(
+            f'data.mixture.{name}.conversations: {absent[0]} is neither in'
+            ' corpus.conversations nor in corpus.conversation_files, which have'
+            f' {", ".join(there)}'
+          )
       if isinstance(source, TableRows) and source.max_len > seq_len:
         raise ConfigError(
           f'data.mixture.{name}.max_len={source.max_len} does not fit into rows'

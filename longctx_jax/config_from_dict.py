@@ -83,7 +83,7 @@ def _build_dataclass(cls, value, path):
   for name, field in known.items():
     if name in value:
       built[name] = _build(types_of[name], value[name], f'{path}.{name}')
-    elif field.default is dataclasses.MISSING:
+    elif field.default is field.default_factory:  # MISSING, both
       raise ConfigError(f'{path}.{name} is missing')
   try:
     return cls(**built)

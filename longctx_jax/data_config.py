@@ -16,6 +16,20 @@ class TextSource:
 
 
 @dataclasses.dataclass(frozen=True)
+class ConversationFiles:
+  """Conversations from JSON files; see `data/conversation_files.py`."""
+
+  path: str  # a file, or a directory of *.jsonl and *.json
+  # 'auto' tells it from the keys of each file's first record.
+  shape: Literal['auto', 'messages', 'ultrachat', 'alpaca', 'sharegpt'] = 'auto'
+  # What to do with records that are no conversation: count them, or stop.
+  on_problem: Literal['skip', 'stop'] = 'skip'
+  # With one longer than corpus.max_conversation_len: leave it out; keep the
+  # turns that fit, from the first on; or stop.
+  on_long: Literal['drop', 'truncate', 'stop'] = 'drop'
+
+
+@dataclasses.dataclass(frozen=True)
 class CorpusConfig:
   """Documents, their tokenizer, and the instruction data made from them."""
 
@@ -39,6 +53,10 @@ class CorpusConfig:
   eos: Literal['document', 'none'] = 'document'
   # What stands around the turns of conversations: `data/chat_templates.py`.
   chat_template: Literal['plain', 'chatml', 'llama3', 'skywork'] = 'plain'
+  # Name -> conversations to add to those that are made from documents.
+  conversation_files: dict[str, ConversationFiles] = dataclasses.field(
+    default_factory=dict
+  )
 
   def __post_init__(self):
     if not self.tokenizer_path:
@@ -48,6 +66,12 @@ class CorpusConfig:
             f'{field}={getattr(self, field)} is for a tokenizer that is given:'
             ' set tokenizer_path; one that is trained has all it needs'
           )
+    twice = sorted(set(self.conversations) & set(self.conversation_files))
+    if twice:
+      raise ConfigError(
+        f'conversation_files.{twice[0]}: conversations has a kind of this name:'
+        ' choose another'
+      )
     if not 0 < self.heldout_frac < 1:
       raise ConfigError(
         f'heldout_frac must lie in (0, 1), got {self.heldout_frac}'

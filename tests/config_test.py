@@ -16,6 +16,7 @@ from longctx_jax.config import (
   stages_from_recipe,
   to_json,
 )
+from longctx_jax.data_config import ConversationFiles
 from tests import small
 
 
@@ -228,6 +229,10 @@ BUCKETS = {**TEXT, 'planner': 'buckets', 'bucket_len': 64}
       'model.vocab_size=767 has no room for the tokens of corpus.vocab_size',
     ),
     (
+      {'data__mixture__chat__conversations': ('needle', 'poems')},
+      'data.mixture.chat.conversations: poems is neither in corpus.conver',
+    ),
+    (
       {'model__num_heads': 3},
       'model.num_heads=3 is not a multiple of num_kv_heads=2',
     ),
@@ -290,6 +295,20 @@ def test_planners_with_the_fields_they_read_are_taken(changes):
 def test_embeddings_may_be_padded():
   stage = small.stage_config(model={'vocab_size': 1024})
   assert stage.model.vocab_size > stage.corpus.vocab_size
+
+
+def test_rows_may_be_of_conversation_files():
+  stage = small.stage_config()
+  files = {'mine': ConversationFiles('chats.jsonl')}
+  corpus = dataclasses.replace(stage.corpus, conversation_files=files)
+  chat = dataclasses.replace(
+    stage.data.mixture['chat'], conversations=('needle', 'mine')
+  )
+  mixture = {**stage.data.mixture, 'chat': chat}
+  data = dataclasses.replace(stage.data, mixture=mixture)
+  assert dataclasses.replace(stage, corpus=corpus, data=data)
+  with pytest.raises(ConfigError, match='conversations: mine is neither'):
+    dataclasses.replace(stage, data=data)
 
 
 def test_a_recipe_names_the_stage_whose_field_is_wrong():

@@ -47,6 +47,8 @@ def get_config(arg: str = '') -> ConfigDict:
       'bos': 'document',
       'eos': 'document',
       'chat_template': 'plain',
+      # Such as {'mine': {'path': 'chats.jsonl', 'on_long': 'truncate'}}.
+      'conversation_files': {},
     }
   )
   c.data = ConfigDict(

@@ -3,7 +3,8 @@
     corpus/tokenizer.model   trained on the corpus, unless one is given
     corpus/documents/        training documents, tokenised
     corpus/heldout/          documents kept from training, by a hash of the name
-    corpus/conversations/    instruction data made from training documents
+    corpus/conversations/    instruction data, from files and from training
+                             documents
 
 The directory appears under its name only when all of it is written.
 """
@@ -13,7 +14,6 @@ import json
 import logging
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,18 +22,14 @@ import numpy as np
 
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data import synthetic_tables
-from longctx_jax.data.chat import Chat, encode_conversation
+from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.documents import Document, is_heldout, read_documents
-from longctx_jax.data.instructions import (
-  FROM_CODE,
-  FROM_PROSE,
-  make_conversations,
-)
 from longctx_jax.data.sentencepiece_tokenizer import train_sentencepiece
 from longctx_jax.data.store import DocumentStore
 from longctx_jax.data.store_format import StoreError
 from longctx_jax.data.store_writer import StoredDocument, write_store
+from longctx_jax.data.stored_conversations import stored_conversations
 from longctx_jax.data.tokenizer import Tokenizer
 from longctx_jax.data.tokenizer_files import copy_tokenizer, load_tokenizer
 from longctx_jax.data_config import CorpusConfig
@@ -43,8 +39,6 @@ log = logging.getLogger(__name__)
 # ours: the words of small synthetic tables are shown to the tokenizer once per
 # this many characters of text, often enough for each to become one piece.
 CHARS_PER_VOCABULARY = 4_000
-# ours: a little below what real text has, so that most conversations fit.
-CHARS_PER_TOKEN = 2
 # Encoded at a time: bounds the memory that ids in Python's lists take.
 CHARS_PER_BATCH = 16_000_000  # ours
 
@@ -148,7 +142,7 @@ def _write_corpus(config, directory, settings, seed):
   log.info('corpus: tokenising %d documents', len(training) + len(heldout))
   write('documents', _tokenised(config, tokenizer, training))
   write('heldout', _tokenised(config, tokenizer, heldout))
-  write('conversations', _conversations(config, chat, training, seed))
+  write('conversations', stored_conversations(config, chat, training, seed))
 
 
 def _given_chat(config, directory) -> Chat:
@@ -214,49 +208,3 @@ def _batches(documents: list[Document]) -> Iterator[list[Document]]:
       batch, chars = [], 0
   if batch:
     yield batch
-
-
-def _conversations(
-  config: CorpusConfig,
-  chat: Chat,
-  documents: list[Document],
-  seed: int,
-) -> Iterator[StoredDocument]:
-  """Instruction data by kind; what is too long to train on is left out."""
-  is_code = {
-    name: source.kind in ('stdlib', 'packages')
-    for name, source in config.sources.items()
-  }
-  kept, too_long = Counter(), Counter()
-  max_chars = CHARS_PER_TOKEN * config.max_conversation_len
-  for k, (kind, count) in enumerate(sorted(config.conversations.items())):
-    used = [
-      document
-      for document in documents
-      if kind not in (FROM_PROSE if is_code[document.domain] else FROM_CODE)
-    ]
-    rng = np.random.default_rng((seed, k))
-    made = make_conversations(kind, used, count, rng, max_chars=max_chars)
-    for i, turns in enumerate(made):
-      tokens, mask = encode_conversation(chat, turns)
-      if len(tokens) <= config.max_conversation_len:
-        kept[kind] += 1
-        yield StoredDocument(f'{kind}/{i}', kind, tokens, mask)
-      else:
-        too_long[kind] += 1
-  for kind, count in sorted(config.conversations.items()):
-    log.info(
-      'corpus: %d of %d conversations of kind %s; %d were too long',
-      kept[kind],
-      count,
-      kind,
-      too_long[kind],
-    )
-  if not kept:
-    raise ConfigError(
-      f'corpus.conversations={config.conversations}: none could be made of at'
-      f' most corpus.max_conversation_len={config.max_conversation_len} tokens'
-      f' ({too_long.total()} are longer). {" and ".join(FROM_CODE)} need a'
-      f' source of kind stdlib or packages, {" and ".join(FROM_PROSE)} one of'
-      ' another kind'
-    )

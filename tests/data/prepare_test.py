@@ -186,7 +186,7 @@ def test_conversations_too_long_to_train_on_are_left_out(texts, tmp_path):
     # Fails while the last of the three stores is being written.
     ({'conversations': {'extract': 9, 'poem': 1}}, ConfigError, "'poem'"),
     ({'max_conversation_len': 5}, ConfigError, r'_len=5 tokens \(20 are long'),
-    ({'conversations': {}}, ConfigError, r'conversations=\{\}: none'),
+    ({'conversations': {}}, ConfigError, r'\(nothing\): none'),
     ({'conversations': {'define': 9}}, ConfigError, 'need a source of kind st'),
     ({'vocab_size': 60_000}, TokenizerError, 'too little text'),
     ({'heldout_frac': 1e-9}, ConfigError, '40 training and 0 held-out'),
@@ -267,7 +267,7 @@ def test_definitions_come_from_code_and_extracts_from_prose(tmp_path):
     sources={'code': small.CORPUS['sources']['code']},
     conversations={'extract': 10},
   )
-  with pytest.raises(ConfigError, match='none could be made'):
+  with pytest.raises(ConfigError, match='none is of at most'):
     prepare_corpus(config, tmp_path / 'd', seed=0)
 
 
@@ -392,6 +392,10 @@ def test_a_given_tokenizer_that_will_not_do_is_refused_before_reading(
     (
       {'eos_token': '<a>'},
       r'^config\.eos_token=<a> is for a tokenizer that is',
+    ),
+    (
+      {'conversation_files': {'extract': {'path': 'a.jsonl'}}},
+      r'^config\.conversation_files\.extract: conversations has a kind',
     ),
   ],
 )

@@ -1,0 +1,178 @@
+"""Conversation files: four shapes, what is no conversation, and where."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.data.chat import Conversation
+from longctx_jax.data.conversation_files import read_conversations
+from longctx_jax.data_config import ConversationFiles
+
+FIELD = 'corpus.conversation_files.mine'
+TURNS = [('Hi', 'Hello'), ('And?', 'Bye')]
+FLAT = [text for turn in TURNS for text in turn]
+ROLES = ['user', 'assistant'] * 2
+
+# Shape -> a record of TURNS, as data sets write it.
+RECORDS = {
+  'messages': {
+    'prompt': 'Hi',
+    'prompt_id': 'f0e3',
+    'messages': [
+      {'role': role, 'content': text}
+      for role, text in zip(ROLES, FLAT, strict=True)
+    ],
+  },
+  'ultrachat': {'id': '0', 'data': FLAT},
+  'alpaca': {'instruction': 'Hi', 'input': '', 'output': 'Hello'},
+  'sharegpt': {
+    'id': 'x_0',
+    'conversations': [
+      {'from': {'user': 'human', 'assistant': 'gpt'}[role], 'value': text}
+      for role, text in zip(ROLES, FLAT, strict=True)
+    ],
+  },
+}
+
+
+def write(path, records, *, array=False):
+  lines = [json.dumps(record) for record in records]
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(
+    json.dumps(records, indent=2) if array else '\n'.join(lines) + '\n'
+  )
+  return path
+
+
+def read(path, **fields):
+  problems = Counter()
+  files = ConversationFiles(str(path), **fields)
+  return list(read_conversations(files, FIELD, problems)), dict(problems)
+
+
+@pytest.mark.parametrize('array', [False, True])
+@pytest.mark.parametrize('shape', list(RECORDS))
+@pytest.mark.parametrize('named', [False, True])
+def test_every_shape_is_read(tmp_path, shape, array, named):
+  path = write(tmp_path / 'a.json', [RECORDS[shape]] * 2, array=array)
+  turns = TURNS[:1] if shape == 'alpaca' else TURNS
+  fields = {'shape': shape} if named else {}
+  assert read(path, **fields) == ([Conversation(turns)] * 2, {})
+
+
+def test_the_shape_is_told_file_by_file_in_order_of_name(tmp_path):
+  write(tmp_path / 'b' / 'b.jsonl', [RECORDS['alpaca']])
+  write(tmp_path / 'a.json', [RECORDS['sharegpt']], array=True)
+  write(tmp_path / 'c.jsonl', [{'data': FLAT * 2}])
+  (tmp_path / 'notes.txt').write_text('no records')
+  made, problems = read(tmp_path)
+  assert [len(one.turns) for one in made] == [2, 1, 4]
+  assert problems == {}
+
+
+def test_the_input_of_alpaca_follows_its_instruction(tmp_path):
+  record = {'instruction': 'Add', 'input': '1 1', 'output': '2'}
+  made, _ = read(write(tmp_path / 'a.jsonl', [record]))
+  assert made == [Conversation([('Add\n1 1', '2')])]
+
+
+def of(*roles_and_texts):
+  messages = [{'role': r, 'content': t} for r, t in roles_and_texts]
+  return {'messages': messages}
+
+
+USER, ANSWER = ('user', 'Hi'), ('assistant', 'Hello')
+
+
+def test_a_system_may_come_first_and_a_last_question_is_left_off(tmp_path):
+  records = [
+    of(('system', 'Be brief.'), USER, ANSWER),
+    of(('system', ' '), USER, ANSWER, ('user', 'And?')),
+  ]
+  made, problems = read(write(tmp_path / 'a.jsonl', records))
+  turns = [('Hi', 'Hello')]
+  assert made == [Conversation(turns, 'Be brief.'), Conversation(turns)]
+  assert problems == {}
+
+
+BAD = [
+  (of(USER), 'no assistant turn'),
+  (of(), 'no assistant turn'),
+  (of(USER, USER, ANSWER), 'roles out of order'),
+  (of(ANSWER, USER, ANSWER), 'roles out of order'),
+  (of(USER, USER, ANSWER, ANSWER), 'roles out of order'),
+  (of(USER, ANSWER, ('system', 'x'), USER, ANSWER), 'roles out of order'),
+  (of(USER, ('assistant', ' ')), 'empty turn'),
+  (of(('user', ''), ANSWER), 'empty turn'),
+  (of(USER, ('tool', 'x'), ANSWER), 'unknown role'),
+  (of(USER, ('assistant', None)), 'a turn that is not text'),
+  (of(USER, ('assistant', [{'text': 'x'}])), 'a turn that is not text'),
+  (of(USER, ('assistant', '\ud83d')), 'half a character'),
+  ({'messages': [{'role': 'user'}]}, "no 'content' in the record"),
+  ({'messages': None}, 'not of the shape messages'),
+  ({'messages': ['Hi', 'Hello']}, 'not of the shape messages'),
+  ({'text': 'Hi'}, "no 'messages' in the record"),
+  ('Hi', 'not of the shape messages'),
+]
+
+
+@pytest.mark.parametrize(('record', 'problem'), BAD)
+def test_what_is_no_conversation_is_counted_or_named(tmp_path, record, problem):
+  good = RECORDS['messages']
+  path = write(tmp_path / 'a.jsonl', [good, record, good])
+  made, problems = read(path)
+  assert made == [Conversation(TURNS)] * 2
+  assert problems == {problem: 1}
+  with pytest.raises(ConfigError) as raised:
+    read(path, on_problem='stop')
+  message = str(raised.value)
+  assert message.startswith(f'{path}:2: {problem}. ')
+  assert f'{FIELD}.on_problem=skip' in message
+  assert '\n' not in message
+
+
+def test_the_place_in_an_array_is_the_number_of_the_record(tmp_path):
+  path = write(tmp_path / 'a.json', [RECORDS['messages'], of()], array=True)
+  with pytest.raises(ConfigError, match='record 2: no assistant turn'):
+    read(path, on_problem='stop')
+
+
+@pytest.mark.parametrize('line', [b'{', b'{"messages": "\xff"}', b'[' * 10**5])
+def test_lines_that_are_not_json_are_counted(tmp_path, line):
+  path = write(tmp_path / 'a.jsonl', [RECORDS['sharegpt']])
+  path.write_bytes(path.read_bytes() + b'\n' + line + b'\n')
+  made, problems = read(path)
+  assert made == [Conversation(TURNS)]
+  assert problems == {'not JSON': 1}
+  with pytest.raises(ConfigError, match=r'a\.jsonl:3: not JSON'):
+    read(path, on_problem='stop')
+
+
+def test_a_first_line_that_is_no_object_tells_no_shape(tmp_path):
+  made, problems = read(write(tmp_path / 'a.jsonl', [3, RECORDS['sharegpt']]))
+  assert made == [Conversation(TURNS)]
+  assert problems == {'not a JSON object': 1}
+
+
+def test_files_of_no_known_shape_are_refused_with_their_keys(tmp_path):
+  path = write(tmp_path / 'a.jsonl', [{'question': 'Hi', 'answer': 'Hello'}])
+  with pytest.raises(ConfigError, match='keys question, answer is of no known'):
+    read(path)
+
+
+@pytest.mark.parametrize('make', [lambda path: None, lambda path: path.mkdir()])
+def test_a_path_without_files_is_refused(tmp_path, make):
+  path = tmp_path / 'mine'
+  make(path)
+  with pytest.raises(ConfigError, match=rf'{FIELD}\.path=.*mine') as raised:
+    read(path)
+  assert '\n' not in str(raised.value)
+
+
+def test_a_damaged_array_is_named(tmp_path):
+  path = tmp_path / 'a.json'
+  path.write_text('[{"data": ["a"')
+  with pytest.raises(ConfigError, match=r'a\.json: not JSON'):
+    read(path)
