@@ -22,7 +22,7 @@ from longctx_jax.data.instructions import (
   FROM_PROSE,
   make_conversations,
 )
-from longctx_jax.data.store import StoredDocument
+from longctx_jax.data.store_writer import StoredDocument
 from longctx_jax.data_config import CorpusConfig
 
 log = logging.getLogger(__name__)

@@ -299,8 +299,9 @@ def test_the_policy_says_what_is_around_documents(
   control = made.tokenizer.control_id
   begin = [control('<|begin_of_text|>')] * (bos == 'document')
   end = [control('<|end_of_text|>')] * (eos == 'document')
-  for i, name in enumerate(made.documents.names):
-    text = (texts / name.removeprefix('text_files/')).read_text()
+  for i in range(len(made.documents)):
+    name = made.documents.name(i).removeprefix('text_files/')
+    text = (texts / name).read_text()
     expected = [*begin, *made.tokenizer.encode(text), *end]
     assert read(made.documents, i)[0].tolist() == expected
   haystack = haystack_tokens(made.heldout, made.tokenizer)
@@ -329,7 +330,7 @@ def test_a_given_tokenizer_of_any_form_is_copied_and_opened_again(
   if form == 'model':
     assert [tokenizer.control_id(m) for m in markers] == [330, 331, 332]
   eot = tokenizer.control_id('<|eot_id|>')
-  for i in range(len(again.conversations.names)):
+  for i in range(len(again.conversations)):
     tokens, mask = read(again.conversations, i)
     assert tokens[0] == tokenizer.bos_id
     assert tokens[-1] == eot

@@ -116,7 +116,7 @@ def test_rows_may_be_of_one_file_set_alone(path, tmp_path):
   files = {'mine': {'path': str(path), 'on_long': 'truncate'}}
   config = small.corpus_config(conversation_files=files)
   corpus = prepare_corpus(config, tmp_path / 'c', seed=0)
-  assert set(corpus.conversations.domains) == {'extract', 'needle', 'mine'}
+  assert set(corpus.conversations.domain_names) == {'extract', 'needle', 'mine'}
   fields = {
     'seq_len': 128,
     'batch_size': 4,
