@@ -30,6 +30,26 @@ class ConversationFiles:
 
 
 @dataclasses.dataclass(frozen=True)
+class DocumentFilters:
+  """Which documents are stored, and how much of each."""
+
+  # Of documents with the same text, in all sources, only the first is kept.
+  deduplicate: bool = False
+  # Lengths of a stored document with its begin and end tokens; 0: no limit.
+  min_tokens: int = 0
+  max_tokens: int = 0
+  too_long: Literal['cut', 'drop'] = 'cut'
+
+  def __post_init__(self):
+    check_at_least(self, 0, 'min_tokens', 'max_tokens')
+    if 0 < self.max_tokens < self.min_tokens:
+      raise ConfigError(
+        f'min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}:'
+        ' no document has such a length'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class CorpusConfig:
   """Documents, their tokenizer, and the instruction data made from them."""
 
