@@ -129,6 +129,7 @@ class CorpusConfig:
   conversation_files: dict[str, ConversationFiles] = dataclasses.field(
     default_factory=dict
   )
+  filters: DocumentFilters = DocumentFilters()
 
   def __post_init__(self):
     if not self.tokenizer_path:

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data import synthetic_tables
 from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
+from longctx_jax.data.document_filters import fit_length, text_key
 from longctx_jax.data.documents import Document, is_heldout, read_documents
 from longctx_jax.data.sentencepiece_tokenizer import train_sentencepiece
 from longctx_jax.data.store import DocumentStore
@@ -115,13 +117,20 @@ def _write_corpus(config, directory, settings, seed):
   directory.mkdir(parents=True)
   # What is given is looked at before hours of reading.
   chat = _given_chat(config, directory) if config.tokenizer_path else None
-  training, heldout = [], []
+  training, heldout, keys, doubles = [], [], set(), 0
   for domain, source in config.sources.items():
     found = read_documents(source, domain, cache_dir())
     log.info('corpus: %d documents of %s', len(found), domain)
     for document in found:
+      key = text_key(document.text)
+      if config.filters.deduplicate and key in keys:
+        doubles += 1
+        continue
+      keys.add(key)
       held = is_heldout(document.name, config.heldout_frac)
       (heldout if held else training).append(document)
+  if doubles:
+    log.info('corpus: %d documents left out as doubles of others', doubles)
   if not training or not heldout:
     raise ConfigError(
       f'empty corpus: {len(training)} training and {len(heldout)} held-out'
@@ -187,14 +196,30 @@ def _trained_chat(config, documents, directory) -> Chat:
 def _tokenised(
   config: CorpusConfig, tokenizer: Tokenizer, documents: list[Document]
 ) -> Iterator[StoredDocument]:
-  """Documents between what `config.bos` and `config.eos` say."""
+  """Documents between what `config.bos` and `config.eos` say.
+
+  Without those of a length that the filters keep out.
+  """
   begin = [tokenizer.bos_id] if config.bos == 'document' else []
   end = [tokenizer.eos_id] if config.eos == 'document' else []
+  dropped = Counter()
   for batch in _batches(documents):
     encoded = tokenizer.encode_batch([document.text for document in batch])
     for document, text in zip(batch, encoded, strict=True):
       tokens = np.concatenate([begin, text, end]).astype(np.int32)
-      yield StoredDocument(document.name, document.domain, tokens, None)
+      tokens, done = fit_length(tokens, config.filters)
+      if tokens is None:
+        dropped[done] += 1
+      else:
+        yield StoredDocument(document.name, document.domain, tokens, None)
+  for kind, count in dropped.items():
+    log.info('corpus: %d documents left out as %s', count, kind)
+  if dropped.total() == len(documents):
+    raise ConfigError(
+      f'corpus.filters: none of {len(documents)} documents has a length of'
+      f' {config.filters.min_tokens} to {config.filters.max_tokens or "any"}'
+      ' tokens'
+    )
 
 
 def _batches(documents: list[Document]) -> Iterator[list[Document]]:

@@ -1,5 +1,7 @@
 """Preparing a corpus: reproducible, all or nothing, and refused by name."""
 
+import gzip
+import json
 import shutil
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from longctx_jax.config import ConfigError
 from longctx_jax.data import prepare
+from longctx_jax.data.parts import DocumentError
 from longctx_jax.data.prepare import open_corpus, prepare_corpus
 from longctx_jax.data.sentencepiece_tokenizer import (
   SentencePieceTokenizer,
@@ -411,3 +414,83 @@ def test_documents_are_the_same_whatever_the_batches(
   monkeypatch.setattr(prepare, 'CHARS_PER_BATCH', 3000)
   again = prepare_corpus(config_of(texts), tmp_path / 'c', seed=0)
   assert fingerprints(again) == fingerprints(prepared[1])
+
+
+def lengths_of(corpus):
+  return np.concatenate([corpus.documents.lengths, corpus.heldout.lengths])
+
+
+def test_a_corpus_is_made_of_records_as_of_files(texts, prepared, tmp_path):
+  with gzip.open(tmp_path / 'a.jsonl.gz', 'wt') as file:
+    for path in texts.iterdir():
+      json.dump({'content': path.read_text(), 'file': path.name}, file)
+      file.write('\n')
+    file.write('{"content"\n')
+  source = {
+    'kind': 'jsonl',
+    'max_chars': 10**6,
+    'path': str(tmp_path / '*.gz'),
+    'text_field': 'content',
+    'name_field': 'file',
+  }
+  config = config_of(texts, sources={'text': source})
+  made = prepare_corpus(config, tmp_path / 'c', seed=0)
+  assert sorted(made.documents.names + made.heldout.names) == sorted(
+    f'jsonl/{path.name}' for path in texts.iterdir()
+  )
+  assert lengths_of(made).sum() == pytest.approx(
+    lengths_of(prepared[1]).sum(), rel=0.1
+  )
+  source['on_problem'] = 'stop'
+  config = config_of(texts, sources={'text': source})
+  with pytest.raises(DocumentError, match=r'a.jsonl.gz, line 41: not JSON'):
+    prepare_corpus(config, tmp_path / 'd', seed=0)
+
+
+def test_doubles_in_any_source_are_left_out_if_asked(texts, tmp_path, caplog):
+  sources = {}
+  for domain, prefix in (('text', ''), ('again', '1')):
+    sources[domain] = {
+      'kind': 'text_files',
+      'max_chars': 10**6,
+      'path': str(texts / f'{prefix}*.txt'),
+    }
+  config = config_of(texts, sources=sources)
+  made = prepare_corpus(config, tmp_path / 'a', seed=0)
+  assert len(lengths_of(made)) == 40 + 11
+  config = config_of(texts, sources=sources, filters={'deduplicate': True})
+  with caplog.at_level('INFO'):
+    made = prepare_corpus(config, tmp_path / 'b', seed=0)
+  assert len(lengths_of(made)) == 40
+  assert set(made.documents.domains + made.heldout.domains) == {'text'}
+  assert 'corpus: 11 documents left out as doubles of others' in caplog.messages
+
+
+def test_lengths_are_cut_or_dropped_as_the_filters_say(
+  texts, prepared, tmp_path, caplog
+):
+  lengths = lengths_of(prepared[1])
+  limit = int(np.median(lengths))
+  filters = {'max_tokens': limit}
+  config = config_of(texts, filters=filters)
+  cut = prepare_corpus(config, tmp_path / 'a', seed=0)
+  np.testing.assert_array_equal(
+    np.sort(lengths_of(cut)), np.sort(np.minimum(lengths, limit))
+  )
+  filters['too_long'] = 'drop'
+  with caplog.at_level('INFO'):
+    dropped = prepare_corpus(
+      config_of(texts, filters=filters), tmp_path / 'b', seed=0
+    )
+  np.testing.assert_array_equal(
+    np.sort(lengths_of(dropped)), np.sort(lengths[lengths <= limit])
+  )
+  assert any('left out as too_long' in message for message in caplog.messages)
+  config = config_of(texts, filters={'min_tokens': limit})
+  least = prepare_corpus(config, tmp_path / 'd', seed=0)
+  np.testing.assert_array_equal(
+    np.sort(lengths_of(least)), np.sort(lengths[lengths >= limit])
+  )
+  config = config_of(texts, filters={'min_tokens': 10**6})
+  with pytest.raises(ConfigError, match='a length of 1000000 to any tokens'):
+    prepare_corpus(config, tmp_path / 'e', seed=0)
