@@ -42,6 +42,36 @@ def recipe_from_stages(stages: dict[str, ConfigDict]) -> ConfigDict:
   return config
 
 
+def text_source(kind: str, max_chars: int) -> ConfigDict:
+  """A source that can be replaced by your own text: each field is a flag."""
+  return ConfigDict(
+    {
+      'kind': kind,
+      'max_chars': max_chars,
+      'path': '',
+      'suffixes': (),
+      'text_field': 'text',
+      'name_field': '',
+      'split': '',
+      'errors': 'problem',
+      'on_problem': 'skip',
+      'max_document_chars': 50_000_000,
+    }
+  )
+
+
+def all_documents() -> ConfigDict:
+  """Filters that let every document through."""
+  return ConfigDict(
+    {
+      'deduplicate': False,
+      'min_tokens': 0,
+      'max_tokens': 0,
+      'too_long': 'cut',
+    }
+  )
+
+
 def lookup_lists(
   weight: float, *, min_len: int, max_len: int, question_frac: float
 ) -> ConfigDict:
@@ -87,9 +117,10 @@ def shrink_to_laptop(config: ConfigDict) -> None:
       'sources': {
         'code': {'kind': 'packages', 'max_chars': 1_500_000},
         'stdlib': {'kind': 'stdlib', 'max_chars': 1_500_000},
-        'books': {'kind': 'books', 'max_chars': 1_500_000, 'path': ''},
+        'books': text_source('books', 1_500_000),
         'docs': {'kind': 'docs', 'max_chars': 1_000_000},
       },
+      'filters': all_documents(),
       'vocab_size': 2048,
       'heldout_frac': 0.05,
       # The needle's wording is in here, at the short length only: whether

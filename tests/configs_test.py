@@ -1,5 +1,6 @@
 """Every file under configs/ trains with :tiny, from its own command line."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from ml_collections import ConfigDict, config_flags
 
 from longctx_jax.config import StageConfig, stages_from_recipe
 from longctx_jax.config_from_dict import from_config_dict
+from longctx_jax.data_config import DocumentFilters, TextSource
 from longctx_jax.recipe import run_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -18,13 +20,14 @@ FILES = sorted(
 )
 
 
-def load(path: Path, option: str) -> ConfigDict:
+def load(path: Path, option: str, *argv: str) -> ConfigDict:
   """The config as the command line makes it."""
+  argv = ['test', f'--config={ROOT / path}{option}', *argv]
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
-    'config', lock_config=False, flag_values=values
+    'config', lock_config=False, flag_values=values, sys_argv=argv
   )
-  values(['test', f'--config={ROOT / path}{option}'])
+  values(argv)
   return values.config
 
 
@@ -93,3 +96,46 @@ def test_the_recipe_is_made_of_the_stage_files():
     for stage in stages
   ]
   assert list(stages) == alone
+
+
+def test_text_of_your_own_takes_flags_alone():
+  corpus = '--config.corpus'
+  config = load(
+    Path('configs/longskywork/recipe.py'),
+    ':tiny',
+    f'{corpus}.sources.books.kind=hf_dataset',
+    f'{corpus}.sources.books.path=texts',
+    f'{corpus}.sources.books.text_field=content',
+    f'{corpus}.sources.books.name_field=id',
+    f'{corpus}.sources.books.split=train',
+    f'{corpus}.sources.books.errors=replace',
+    f'{corpus}.sources.books.on_problem=stop',
+    f'{corpus}.sources.books.max_document_chars=1000',
+    f'{corpus}.filters.deduplicate=True',
+    f'{corpus}.filters.max_tokens=500',
+  )
+  made = stages_of(config)[0].corpus
+  assert made.sources['books'] == TextSource(
+    'hf_dataset',
+    1_500_000,
+    'texts',
+    text_field='content',
+    name_field='id',
+    split='train',
+    errors='replace',
+    on_problem='stop',
+    max_document_chars=1000,
+  )
+  assert made.filters == DocumentFilters(deduplicate=True, max_tokens=500)
+
+
+@pytest.mark.parametrize('path', FILES, ids=str)
+@pytest.mark.parametrize('option', ['', ':tiny'])
+def test_sources_to_replace_have_every_field_and_its_default(path, option):
+  corpus = load(path, option).corpus
+  (source,) = [s for s in corpus.sources.values() if 'path' in s]
+  assert TextSource(**source.to_dict()) == TextSource(
+    source.kind, source.max_chars
+  )
+  assert set(source) == {f.name for f in dataclasses.fields(TextSource)}
+  assert DocumentFilters(**corpus.filters.to_dict()) == DocumentFilters()

@@ -25,10 +25,11 @@ def get_config(arg: str = '') -> ConfigDict:
     {
       # Give your own directory: --config.corpus.sources.text.path=DIR
       'sources': {
-        'text': {'kind': 'text_files', 'max_chars': 10**12, 'path': ''},
+        'text': common.text_source('text_files', 10**12),
         # What the instruction data of stage 3 is made from, beside the text.
         'code': {'kind': 'packages', 'max_chars': 10**9},
       },
+      'filters': common.all_documents(),
       'vocab_size': 65_536,  # Skywork-13B
       'heldout_frac': 0.001,  # ours
       # ours. No needles: the evaluation's wording stays out of training.
