@@ -435,7 +435,12 @@ def test_a_corpus_is_made_of_records_as_of_files(texts, prepared, tmp_path):
   }
   config = config_of(texts, sources={'text': source})
   made = prepare_corpus(config, tmp_path / 'c', seed=0)
-  assert sorted(made.documents.names + made.heldout.names) == sorted(
+  names = [
+    store.name(i)
+    for store in (made.documents, made.heldout)
+    for i in range(len(store))
+  ]
+  assert sorted(names) == sorted(
     f'jsonl/{path.name}' for path in texts.iterdir()
   )
   assert lengths_of(made).sum() == pytest.approx(
@@ -462,7 +467,8 @@ def test_doubles_in_any_source_are_left_out_if_asked(texts, tmp_path, caplog):
   with caplog.at_level('INFO'):
     made = prepare_corpus(config, tmp_path / 'b', seed=0)
   assert len(lengths_of(made)) == 40
-  assert set(made.documents.domains + made.heldout.domains) == {'text'}
+  for store in (made.documents, made.heldout):
+    assert store.domain_names == ('text',)
   assert 'corpus: 11 documents left out as doubles of others' in caplog.messages
 
 
