@@ -1,6 +1,8 @@
 """Typed, frozen configuration of the data side; see `config`."""
 
 import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from longctx_jax.config_from_dict import ConfigError, check_at_least
@@ -157,7 +159,7 @@ PLANNER_FIELDS = {
   'concat_drop': (),
   'whole': (),
   'best_fit': (),
-  'buckets': ('bucket_len', 'shorter_than'),
+  'buckets': ('bucket_len',),
   'interleave': (
     *('docs_per_row', 'num_chunks', 'split', 'order'),
     *('interleave_prob', 'exempt'),
@@ -195,13 +197,22 @@ class DocumentRows:
   # interleave, untie: how many of the rows, and which domains in none of them.
   interleave_prob: float = 1.0
   exempt: tuple[str, ...] = ()
-  # buckets: the length of all pieces; documents of at least `shorter_than`
-  # tokens are left to another source, if it isn't 0.
+  # buckets: the length of all pieces.
   bucket_len: int = 0
-  shorter_than: int = 0
+  # Takes documents of min_len <= tokens < max_len alone; 0 is no limit. The
+  # buckets of one domain, [64K, 512K) and [512K, ...), share no document.
+  min_len: int = 0
+  max_len: int = 0
 
   def __post_init__(self):
-    read = PLANNER_FIELDS[self.planner]
+    check_at_least(self, 0, 'min_len', 'max_len')
+    if self.max_len and self.max_len <= max(self.min_len, self.bucket_len):
+      raise ConfigError(
+        f'min_len={self.min_len}, max_len={self.max_len},'
+        f' bucket_len={self.bucket_len}: no document has min_len <= tokens <'
+        ' max_len and fills a bucket'
+      )
+    read = *PLANNER_FIELDS[self.planner], 'min_len', 'max_len'
     for field in dataclasses.fields(self):
       name, value = field.name, getattr(self, field.name)
       if field.default not in (dataclasses.MISSING, value) and name not in read:
@@ -227,11 +238,6 @@ class DocumentRows:
     if self.domains and not set(self.exempt) <= set(self.domains):
       raise ConfigError(
         f'exempt={self.exempt} must be among domains={self.domains}'
-      )
-    if self.shorter_than and self.shorter_than <= self.bucket_len:
-      raise ConfigError(
-        f'shorter_than={self.shorter_than} leaves no document of'
-        f' bucket_len={self.bucket_len}: raise it, or 0 for no limit'
       )
 
 
@@ -278,6 +284,50 @@ class TableRows:
 
 
 @dataclasses.dataclass(frozen=True)
+class WeightsAt:
+  """The weights of all sources from a step on; see `data/mixture.py`."""
+
+  step: int
+  weights: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowAt:
+  """The context window, in tokens, at a step; see `data/batch_fields.py`."""
+
+  step: int
+  window: int
+
+  def __post_init__(self):
+    check_at_least(self, 1, 'window')
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionJumps:
+  """Positions that skip ahead, up to `target_len`; see `data/batch_fields.py`.
+
+  'pose' skips once a row, 'longrecipe' between `num_chunks` chunks of it.
+  """
+
+  kind: Literal['none', 'pose', 'longrecipe'] = 'none'
+  target_len: int = 0
+  num_chunks: int = 0
+
+  def __post_init__(self):
+    if self.kind != 'longrecipe' and self.num_chunks:
+      raise ConfigError(
+        f'num_chunks={self.num_chunks} is of kind=longrecipe: kind={self.kind}'
+        ' has a number of its own, leave it 0'
+      )
+    if self.kind == 'longrecipe':
+      check_at_least(self, 2, 'num_chunks')
+    if self.kind == 'none' and self.target_len:
+      raise ConfigError(
+        f'target_len={self.target_len} needs kind=pose or kind=longrecipe'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
   """What a training batch is made of."""
 
@@ -288,21 +338,70 @@ class DataConfig:
   # 'token': every target token counts the same (ProLong, sec. 5.3);
   # 'sequence': every document does (LongAlign, arXiv:2401.18058, Eq. 2-4).
   loss_normalizer: Literal['token', 'sequence']
+  # Its weights are those of step 0.
   mixture: dict[str, DocumentRows | ConversationRows | TableRows]
+  # Later weights: linear from entry to entry, constant after the last one.
+  weight_schedule: tuple[WeightsAt, ...] = ()
+  # A source that has fewer rows than its share is shuffled again for its next
+  # epoch with a warning, or the run is refused.
+  on_repeat: Literal['warn', 'refuse'] = 'warn'
+  # Is a document's first token predicted by the last one of the document before
+  # it? Never under a document mask. ProLong leaves it out (its data loader
+  # labels the first token of each document -100).
+  label_first_token: bool = True
+  # SkyLadder's context window over the steps, linear from entry to entry and
+  # constant before and after; () is the whole row. Rounded down to a multiple.
+  window_schedule: tuple[WindowAt, ...] = ()
+  window_multiple: int = 1
+  position_jumps: PositionJumps = PositionJumps()
+  # Processes that read rows; 0 reads in threads. Changes no batch.
+  num_workers: int = 0
 
   def __post_init__(self):
-    check_at_least(self, 1, 'seq_len', 'batch_size')
-    total = sum(source.weight for source in self.mixture.values())
-    if not abs(total - 1) <= 1e-6:  # so put, because it refuses NaN too
-      listed = ', '.join(f'{n}={s.weight}' for n, s in self.mixture.items())
-      raise ConfigError(
-        f'mixture: the weights must sum to 1, got {total:g} ({listed})'
-      )
-    for name, source in self.mixture.items():
-      if source.weight < 0:
+    check_at_least(self, 1, 'seq_len', 'batch_size', 'window_multiple')
+    check_at_least(self, 0, 'num_workers')
+    _check_weights(
+      {name: source.weight for name, source in self.mixture.items()},
+      'mixture',
+      'mixture.{}.weight',
+    )
+    _check_rising(self.weight_schedule, 1, 'weight_schedule')
+    _check_rising(self.window_schedule, 0, 'window_schedule')
+    for entry in self.weight_schedule:
+      where = f'weight_schedule: step {entry.step}'
+      if entry.weights.keys() != self.mixture.keys():
         raise ConfigError(
-          f'mixture.{name}.weight must not be negative, got {source.weight}'
+          f'{where} has weights of {", ".join(sorted(entry.weights))}, and the'
+          f' mixture is of {", ".join(sorted(self.mixture))}: name each one'
         )
+      _check_weights(entry.weights, where, f'{where}: weight of {{}}')
+    self._check_batch_options()
+
+  def _check_batch_options(self):
+    for entry in self.window_schedule:
+      if not self.window_multiple <= entry.window <= self.seq_len:
+        raise ConfigError(
+          f'window_schedule: step {entry.step} has window={entry.window}; it'
+          f' must lie between window_multiple={self.window_multiple} and'
+          f' seq_len={self.seq_len}'
+        )
+    if self.window_multiple > 1 and not self.window_schedule:
+      raise ConfigError(
+        f'window_multiple={self.window_multiple} needs a window_schedule'
+      )
+    jumps = self.position_jumps
+    if jumps.kind != 'none' and jumps.target_len <= self.seq_len:
+      raise ConfigError(
+        f'position_jumps.target_len={jumps.target_len} must be above'
+        f' seq_len={self.seq_len}: there is nothing to jump over'
+      )
+    cutting = {
+      'document_mask=True': self.document_mask,
+      'restart_positions=True': self.restart_positions,
+      'label_first_token=False': not self.label_first_token,
+      'window_schedule': self.window_schedule,
+    }
+    for name, source in self.mixture.items():
       if not isinstance(source, DocumentRows):
         continue
       if source.bucket_len and self.seq_len % source.bucket_len:
@@ -312,10 +411,37 @@ class DataConfig:
         )
       if source.planner not in INTERLEAVING:
         continue
-      for field in ('document_mask', 'restart_positions'):
-        if getattr(self, field):
+      for setting, is_on in cutting.items():
+        if is_on:
           raise ConfigError(
             f'mixture.{name}: chunk-interleaved rows (planner={source.planner})'
-            f' cannot be trained under data.{field}=True: it would cut the very'
+            f' cannot be trained under data.{setting}: it would cut the very'
             ' links that interleaving makes. Set one of the two off'
           )
+
+
+def _check_weights(
+  weights: Mapping[str, float], where: str, field: str
+) -> None:
+  total = sum(weights.values())
+  if not abs(total - 1) <= 1e-6:  # so put, because it refuses NaN too
+    listed = ', '.join(f'{name}={w}' for name, w in weights.items())
+    raise ConfigError(
+      f'{where}: the weights must sum to 1, got {total:g} ({listed})'
+    )
+  for name, weight in weights.items():
+    if weight < 0:
+      raise ConfigError(
+        f'{field.format(name)} must not be negative, got {weight}'
+      )
+
+
+def _check_rising(
+  schedule: Sequence[WeightsAt | WindowAt], least: int, where: str
+) -> None:
+  steps = [entry.step for entry in schedule]
+  if any(a >= b for a, b in itertools.pairwise([least - 1, *steps])):
+    raise ConfigError(
+      f'{where}: steps must rise from {least} or more, got'
+      f' {", ".join(map(str, steps))}'
+    )

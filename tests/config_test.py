@@ -100,6 +100,14 @@ def test_the_kind_of_a_source_decides_which_fields_it_has():
   )
 
 
+INTERLEAVED = {
+  'data__mixture__text__planner': 'interleave',
+  'data__document_mask': False,
+  'data__restart_positions': False,
+}
+EVEN = {'text': 0.6, 'chat': 0.2, 'tables': 0.2}
+
+
 def test_an_int_will_do_for_a_float():
   config = from_config_dict(StageConfig, fields(optimizer__clip_norm=2))
   assert config.optimizer.clip_norm == 2.0
@@ -197,12 +205,114 @@ BUCKETS = {**TEXT, 'planner': 'buckets', 'bucket_len': 64}
       "data.mixture.text.exempt=('code',) must be among domains=('docs',)",
     ),
     (
-      {'data__mixture__text': {**BUCKETS, 'shorter_than': 64}},
-      'data.mixture.text.shorter_than=64 leaves no document of bucket_len=64',
+      {'data__mixture__text': {**BUCKETS, 'max_len': 64}},
+      'data.mixture.text.min_len=0, max_len=64, bucket_len=64: no document has',
     ),
     (
       {'data__mixture__text': {**BUCKETS, 'bucket_len': 48}},
       'data.seq_len=128 is not a multiple of mixture.text.bucket_len=48',
+    ),
+    (
+      {
+        **INTERLEAVED,
+        'data__window_schedule': [{'step': 0, 'window': 64}],
+      },
+      'data.mixture.text: chunk-interleaved rows (planner=interleave) cannot be'
+      ' trained under data.window_schedule',
+    ),
+    (
+      {**INTERLEAVED, 'data__label_first_token': False},
+      'data.mixture.text: chunk-interleaved rows (planner=interleave) cannot be'
+      ' trained under data.label_first_token=False',
+    ),
+    (
+      {'data__weight_schedule': [{'step': 0, 'weights': EVEN}]},
+      'data.weight_schedule: steps must rise from 1 or more, got 0',
+    ),
+    (
+      {
+        'data__weight_schedule': [
+          {'step': 5, 'weights': EVEN},
+          {'step': 5, 'weights': EVEN},
+        ]
+      },
+      'data.weight_schedule: steps must rise from 1 or more, got 5, 5',
+    ),
+    (
+      {
+        'data__weight_schedule': [
+          {'step': 5, 'weights': {'text': 0.5, 'chats': 0.5}}
+        ]
+      },
+      'data.weight_schedule: step 5 has weights of chats, text, and the mixture'
+      ' is of chat, tables, text: name each one',
+    ),
+    (
+      {
+        'data__weight_schedule': [{'step': 5, 'weights': {**EVEN, 'text': 0.5}}]
+      },
+      'data.weight_schedule: step 5: the weights must sum to 1, got 0.9',
+    ),
+    (
+      {
+        'data__weight_schedule': [
+          {'step': 5, 'weights': {'text': -1, 'chat': 1, 'tables': 1}}
+        ]
+      },
+      'data.weight_schedule: step 5: weight of text must not be negative',
+    ),
+    (
+      {
+        'data__window_schedule': [
+          {'step': 9, 'window': 8},
+          {'step': 3, 'window': 64},
+        ]
+      },
+      'data.window_schedule: steps must rise from 0 or more, got 9, 3',
+    ),
+    (
+      {'data__window_schedule': [{'step': 0, 'window': 256}]},
+      'data.window_schedule: step 0 has window=256; it must lie between'
+      ' window_multiple=1 and seq_len=128',
+    ),
+    (
+      {
+        'data__window_schedule': [{'step': 0, 'window': 8}],
+        'data__window_multiple': 16,
+      },
+      'data.window_schedule: step 0 has window=8; it must lie between'
+      ' window_multiple=16',
+    ),
+    (
+      {'data__window_multiple': 16},
+      'data.window_multiple=16 needs a window_schedule',
+    ),
+    (
+      {'data__position_jumps': {'kind': 'pose', 'target_len': 128}},
+      'data.position_jumps.target_len=128 must be above seq_len=128',
+    ),
+    (
+      {'data__position_jumps': {'target_len': 256}},
+      'data.position_jumps.target_len=256 needs kind=pose or',
+    ),
+    (
+      {
+        'data__position_jumps': {
+          'kind': 'pose',
+          'target_len': 256,
+          'num_chunks': 3,
+        }
+      },
+      'data.position_jumps.num_chunks=3 is of kind=longrecipe',
+    ),
+    (
+      {'data__position_jumps': {'kind': 'longrecipe', 'target_len': 256}},
+      'data.position_jumps.num_chunks must be at least 2, got 0',
+    ),
+    ({'data__num_workers': -1}, 'data.num_workers must be at least 0, got -1'),
+    (
+      {'data__mixture__text__min_len': 64, 'data__mixture__text__max_len': 64},
+      'data.mixture.text.min_len=64, max_len=64, bucket_len=0: no document has',
     ),
     (
       {'data__seq_len': 64, 'data__mixture__tables__max_len': 64},
@@ -271,7 +381,7 @@ def test_settings_that_cannot_run_are_refused(changes, says):
 @pytest.mark.parametrize(
   'changes',
   [
-    {'data__mixture__text': {**BUCKETS, 'shorter_than': 65}},
+    {'data__mixture__text': {**BUCKETS, 'max_len': 65}},
     {'data__mixture__text__planner': 'best_fit'},
     {
       'data__mixture__text': {
@@ -309,6 +419,28 @@ def test_rows_may_be_of_conversation_files():
   assert dataclasses.replace(stage, corpus=corpus, data=data)
   with pytest.raises(ConfigError, match='conversations: mine is neither'):
     dataclasses.replace(stage, data=data)
+
+
+def test_buckets_schedules_and_batch_options_are_read_from_a_config():
+  text = fields()['data']['mixture']['text']
+  buckets = {
+    'code@64k': {**text, 'domains': ['code'], 'weight': 0.85, 'max_len': 512},
+    'code@512k': {**text, 'domains': ['code'], 'weight': 0.15, 'min_len': 512},
+  }
+  weights = {'code@64k': 0, 'code@512k': 1}
+  config = from_config_dict(
+    StageConfig,
+    fields(
+      data__mixture=buckets,
+      data__weight_schedule=[{'step': 100, 'weights': weights}],
+      data__window_schedule=[{'step': 0, 'window': 32}],
+      data__position_jumps={'kind': 'pose', 'target_len': 256},
+    ),
+  ).data
+  assert config.mixture['code@512k'].min_len == 512
+  assert config.weight_schedule[0].weights == weights
+  assert config.window_schedule[0].window == 32
+  assert config.position_jumps.target_len == 256
 
 
 def test_a_recipe_names_the_stage_whose_field_is_wrong():

@@ -120,7 +120,6 @@ def bucket_rows(
   rng: np.random.Generator,
   *,
   bucket_len: int,
-  shorter_than: int = 0,
 ) -> RowPlan:
   """Rows of pieces that are all exactly `bucket_len` tokens long.
 
@@ -138,11 +137,7 @@ def bucket_rows(
     row_len: of which the last row_len % bucket_len tokens stay empty.
     rng: shuffles the pieces.
     bucket_len: the length of a piece.
-    shorter_than: leaves documents of that length and more to another source, if
-      not 0: in ProLong the 64K documents are others than the 512K documents.
   """
-  if shorter_than:
-    lengths = np.where(lengths < shorter_than, lengths, 0)
   slices = cut_documents(lengths - lengths % bucket_len, bucket_len)
   slices = _shuffled(slices, rng)
   row_offsets = np.arange(0, len(slices.documents), row_len // bucket_len)

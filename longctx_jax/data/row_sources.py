@@ -31,6 +31,7 @@ class RowSource(Protocol):
   """Endless rows, each a pure function of its number."""
 
   fingerprint: str
+  epoch_len: int | None  # rows of an epoch; None: no row comes twice
 
   def row(self, i: int) -> Row:
     """Row i; one past the end begins the next epoch."""
@@ -51,7 +52,12 @@ class StoredRows:
     self._store, self._plan, self._documents = store, plan, documents
     self._seed = seed
     self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
+    self.epoch_len = len(plan)
     self.fingerprint = f'{store.fingerprint}-{plan.fingerprint()}'
+
+  def __reduce__(self):
+    # A reading process makes its own cache of epochs: this one can't travel.
+    return StoredRows, (self._store, self._plan, self._documents, self._seed)
 
   @classmethod
   def of_documents(
@@ -63,7 +69,9 @@ class StoredRows:
   ) -> 'StoredRows':
     """Rows of the documents of some domains, by the planner that is named."""
     rng = np.random.default_rng((*seed, 0))
-    documents, lengths = _select(store, source.domains)
+    documents, lengths = _select(
+      store, source.domains, source.min_len, source.max_len
+    )
     exempt = None
     if source.exempt:
       exempt = np.isin(documents, _select(store, source.exempt)[0])
@@ -100,8 +108,11 @@ class StoredRows:
     return rng.permutation(len(self._plan))
 
 
-def _select(store, domains):
-  """Numbers and lengths of the documents of `domains`; () takes all."""
+def _select(store, domains, min_len=0, max_len=0):
+  """Numbers and lengths of the documents of `domains`; () takes all.
+
+  Of these, documents of min_len <= tokens < max_len, where 0 is no limit.
+  """
   missing = set(domains) - set(store.domain_names)
   if missing:
     raise ConfigError(
@@ -114,6 +125,18 @@ def _select(store, domains):
     if domains
     else np.arange(len(store))
   )
+  lengths = store.lengths[documents]
+  fitting = lengths >= min_len
+  if max_len:
+    fitting &= lengths < max_len
+  if not fitting.any():
+    raise ConfigError(
+      f'none of the {len(lengths)} documents of'
+      f' {", ".join(domains) or "all domains"} has {min_len} <= tokens'
+      f'{f" < {max_len}" if max_len else ""}: they have {lengths.min()} to'
+      f' {lengths.max()}. Change min_len or max_len'
+    )
+  documents = documents[fitting]
   return documents, store.lengths[documents]
 
 
@@ -138,6 +161,7 @@ class SyntheticTableRows:
   ):
     self._config, self._chat = config, chat
     self._row_len, self._seed = row_len, seed
+    self.epoch_len = None
     self.fingerprint = f'{synthetic_tables.fingerprint()}-{chat.fingerprint}'
     # A task or layout that does not exist comes up now, not in a reader thread.
     try:

@@ -53,14 +53,6 @@ def test_buckets_drop_what_is_not_a_whole_piece():
   assert [len(row) for row in tokens_of(rows)] == [4, 2]
 
 
-@pytest.mark.parametrize(
-  ('length', 'pieces'), [(63, 0), (64, 1), (511, 7), (512, 0), (513, 0)]
-)
-def test_documents_of_a_longer_bucket_are_left_to_it(length, pieces):
-  plan = plan_of(bucket_rows, [length], 512, bucket_len=64, shorter_than=512)
-  assert plan.num_tokens == 64 * pieces
-
-
 def test_best_fit_packs_as_the_paper_draws():
   # "Fewer Truncations", arXiv:2404.10830, Figure 1.
   plan = plan_of(best_fit_rows, [14, 7, 5, 2, 3], 8)

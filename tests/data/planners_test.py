@@ -24,7 +24,6 @@ SOURCES = [
   ('whole', {}),
   ('best_fit', {}),
   ('buckets', {'bucket_len': 4}),
-  ('buckets', {'bucket_len': 4, 'shorter_than': 9}),
   ('interleave', CIP),
   ('interleave', {**CIP, 'split': 'random', 'interleave_prob': 0.5}),
   ('interleave', {**CIP, 'split': 'random', 'order': 'shuffle'}),

@@ -167,6 +167,38 @@ def test_a_domain_that_is_not_there_is_named_with_those_that_are(corpus):
     StoredRows.of_documents(corpus.documents, source, ROW_LEN, (0, 0))
 
 
+def test_length_buckets_share_no_document_and_leave_none_out(corpus):
+  store = corpus.documents
+  middle = int(np.median(store.lengths))
+  short = dataclasses.replace(CONCAT, max_len=middle)
+  long = dataclasses.replace(CONCAT, min_len=middle)
+  tokens = [
+    np.concatenate([rows.row(i).tokens for i in range(rows.epoch_len)])
+    for rows in (
+      StoredRows.of_documents(store, source, ROW_LEN, (0, 0))
+      for source in (short, long, CONCAT)
+    )
+  ]
+  # The one in the middle is long: the bucket ends below its max_len.
+  assert len(tokens[0]) == store.lengths[store.lengths < middle].sum()
+  assert len(tokens[1]) == store.lengths[store.lengths >= middle].sum()
+  both = np.sort(np.concatenate(tokens[:2]))
+  assert np.array_equal(both, np.sort(tokens[2]))
+
+
+def test_an_empty_length_bucket_is_a_clear_error(corpus):
+  source = dataclasses.replace(CONCAT, domains=('docs',), min_len=10**9)
+  with pytest.raises(
+    ConfigError,
+    match=r'none of the \d+ documents of docs has 1000000000 <= tokens: they'
+    r' have \d+ to \d+\. Change min_len',
+  ):
+    StoredRows.of_documents(corpus.documents, source, ROW_LEN, (0, 0))
+  source = dataclasses.replace(CONCAT, max_len=2)
+  with pytest.raises(ConfigError, match=r'of all domains has 0 <= tokens < 2:'):
+    StoredRows.of_documents(corpus.documents, source, ROW_LEN, (0, 0))
+
+
 def test_rows_of_tables_fit_and_keep_each_conversation_whole(corpus):
   bos = corpus.tokenizer.bos_id
   user, end = map(corpus.tokenizer.control_id, ('<|user|>', '<|end|>'))
