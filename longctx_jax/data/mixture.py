@@ -1,61 +1,147 @@
 """Which source serves example i: a pure function of (seed, i).
 
 Examples come in blocks. By the end of each block every source has served its
-exact share of all examples so far, to the nearest whole one; inside a block the
-order is a seeded shuffle. No state, so any example can be asked for first.
+share of all examples so far, rounded up or down to a whole one; inside a block
+the order is a seeded shuffle. So any example can be asked for first.
+
+Rounding each share by itself would let a small source's count fall back again.
+What is rounded up is therefore what falls due first, which keeps every count
+within one of its share for any weights, also for changing ones (R. Tijdeman,
+The chairman assignment problem, Discrete Mathematics 32, 1980).
 """
 
-import functools
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+# ours: about a global batch of long rows.
+BLOCK_LEN = 128
+# A share this close to a whole number is one: sums of weights are inexact.
+_WHOLE = 1e-6
+
+
+class WeightCurve:
+  """Weights over the examples of a run, and how much they add up to.
+
+  Linear between the examples at which they are given, and constant after:
+
+      (0, a=0.8 b=0.2), (100, a=0.4 b=0.6)     at 50     a=0.6 b=0.4
+                                               after 100     a=60  b=40
+  """
+
+  def __init__(self, points: Sequence[tuple[int, Sequence[float]]]):
+    """`points` are (example, weights), of rising examples from 0 on.
+
+    Raises:
+      ValueError: if weights don't sum to 1 or one is negative.
+    """
+    self._at = np.array([at for at, _ in points], np.float64)
+    self._weights = np.array([weights for _, weights in points], np.float64)
+    totals = self._weights.sum(axis=1, keepdims=True)
+    if not self._weights.size or not (
+      (self._weights >= 0).all() and np.allclose(totals, 1, rtol=0, atol=2e-6)
+    ):
+      raise ValueError(f'mixture weights must be >= 0 and sum to 1: {points}')
+    # What is missing from 1 would be whole examples after some million rows.
+    self._weights /= totals
+    lengths = np.diff(self._at)[:, None]
+    constant = np.zeros((1, self._weights.shape[1]))
+    self._slopes = np.concatenate(
+      [np.diff(self._weights, axis=0) / lengths, constant]
+    )
+    means = (self._weights[1:] + self._weights[:-1]) / 2
+    self._sums = np.concatenate([constant, means * lengths]).cumsum(axis=0)
+
+  def shares_before(self, examples: np.ndarray) -> np.ndarray:
+    """Each source's share of the examples before some: [n] -> [n, sources]."""
+    m = np.searchsorted(self._at, examples, side='right') - 1
+    x = (examples - self._at[m])[:, None]
+    return self._sums[m] + (self._weights[m] + self._slopes[m] * x / 2) * x
+
+  def when_due(self, shares: np.ndarray) -> np.ndarray:
+    """Where each source's share reaches a value, inf if never: [sources]."""
+    m = (self._sums <= shares).sum(axis=0) - 1
+    k = np.arange(len(shares))
+    weights, slopes = self._weights[m, k], self._slopes[m, k]
+    rest = shares - self._sums[m, k]
+    # The root of sum + weight * x + slope * x^2 / 2 that stands a slope of 0.
+    last = weights + np.sqrt(np.maximum(weights**2 + 2 * slopes * rest, 0))
+    x = np.where(rest > 0, np.inf, 0.0)
+    np.divide(2 * rest, last, out=x, where=last > 0)
+    return self._at[m] + x
 
 
 class Mixture:
   """Weighted choice among sources, exact in every block."""
 
-  def __init__(self, weights: dict[str, float], seed: int):
+  def __init__(
+    self,
+    weights: Mapping[str, float],
+    seed: int,
+    num_examples: int,
+    *,
+    later: Sequence[tuple[int, Mapping[str, float]]] = (),
+  ):
     """Weights are shares of rows, hence of tokens: rows are equally long.
 
+    Args:
+      weights: those of example 0.
+      seed: of the order inside the blocks.
+      num_examples: how many there are; more of them change none.
+      later: (example, weights of all sources); linear in between.
+
     Raises:
-      ValueError: if they don't sum to 1 or one is negative.
+      ValueError: if weights don't sum to 1 or one is negative.
     """
-    if any(w < 0 for w in weights.values()) or not math.isclose(
-      sum(weights.values()), 1, abs_tol=1e-6
-    ):
-      raise ValueError(f'mixture weights must be >= 0 and sum to 1: {weights}')
     self.names = tuple(weights)
-    self._weights = np.array(list(weights.values()), np.float64)
-    # What is missing from 1 would be whole examples after some million rows.
-    self._weights /= self._weights.sum()
-    # At least one example of each source a block, so that the cumulative
-    # shares only ever grow.
-    smallest = self._weights[self._weights > 0].min()
-    self.block_len = max(128, math.ceil(1 / smallest))
+    self._num_examples = num_examples
     self._seed = seed
-    self._block = functools.lru_cache(maxsize=8)(self._draw_block)
+    points = [(0, weights), *later]
+    curve = WeightCurve([(at, [w[n] for n in self.names]) for at, w in points])
+    self._served = _served_by_block(curve, math.ceil(num_examples / BLOCK_LEN))
 
   def source_of_example(self, i: int) -> tuple[str, int]:
     """The source of example i, and how many it has served before."""
-    block, offset = divmod(i, self.block_len)
-    order, served = self._block(block)
+    if not 0 <= i < self._num_examples:
+      raise IndexError(f'example {i} of {self._num_examples}')
+    block, offset = divmod(i, BLOCK_LEN)
+    order = self._order(block)
     source = order[offset]
     return self.names[source], int(
-      served[source] + np.count_nonzero(order[:offset] == source)
+      self._served[block, source] + np.count_nonzero(order[:offset] == source)
     )
 
-  def _served_before(self, block: int) -> np.ndarray:
-    """Examples of each source in all blocks before this one."""
-    shares = self._weights * block * self.block_len
-    counts = np.floor(shares + 1e-9).astype(np.int64)
-    left = block * self.block_len - counts.sum()
-    # Largest remainders first; a stable sort keeps ties in config order.
-    counts[np.argsort(counts - shares, kind='stable')[:left]] += 1
-    return counts
+  def num_served(self) -> dict[str, int]:
+    """How many of all examples each source serves."""
+    blocks, rest = divmod(self._num_examples, BLOCK_LEN)
+    counts = self._served[blocks].copy()
+    if rest:
+      order = self._order(blocks)[:rest]
+      counts += np.bincount(order, minlength=len(self.names))
+    return dict(zip(self.names, counts.tolist(), strict=True))
 
-  def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-    served = self._served_before(block)
-    counts = self._served_before(block + 1) - served
+  def _order(self, block):
+    counts = self._served[block + 1] - self._served[block]
     order = np.repeat(np.arange(len(self.names)), counts)
     np.random.default_rng((self._seed, block)).shuffle(order)
-    return order, served
+    return order
+
+
+def _served_by_block(curve: WeightCurve, num_blocks: int) -> np.ndarray:
+  """Examples that each source served before block b, [blocks + 1, sources]."""
+  ends = np.arange(num_blocks + 1) * BLOCK_LEN
+  shares = curve.shares_before(ends)
+  floors = np.floor(shares + _WHOLE).astype(np.int64)
+  ceils = np.ceil(shares - _WHOLE).astype(np.int64)
+  served = np.zeros_like(floors)
+  for block, end in enumerate(ends[1:].tolist(), start=1):
+    counts = np.maximum(served[block - 1], floors[block])
+    left = end - int(counts.sum())
+    if left:
+      # Sources below their share, by when the next example falls due; ties
+      # stay in config order. Some never do, and come before those at theirs.
+      first = np.lexsort((curve.when_due(counts + 1.0), counts >= ceils[block]))
+      counts[first[:left]] += 1
+    served[block] = counts
+  return served

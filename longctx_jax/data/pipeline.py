@@ -3,12 +3,18 @@
 Everything is random access down to the row, so the batch of step s is a pure
 function of (config, corpus, seed, s). A pipeline that starts at step s makes
 the batches that one started at 0 would have made from there on; the data state
-in a checkpoint is the step, the seed and a fingerprint of all that decides.
+in a checkpoint is the step, the seed and a fingerprint of all that decides. On
+how many hosts, by how many threads or processes the rows are read decides
+nothing.
 """
 
 import dataclasses
 import hashlib
 import json
+import logging
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,10 +22,11 @@ import grain
 import numpy as np
 
 from longctx_jax.batch import Batch, check_segment_ids
+from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.data.batch_fields import batch_fields
 from longctx_jax.data.mixture import Mixture
 from longctx_jax.data.prepare import Corpus
 from longctx_jax.data.row_sources import (
-  Row,
   RowSource,
   StoredRows,
   SyntheticTableRows,
@@ -31,6 +38,13 @@ from longctx_jax.data_config import (
   TableRows,
 )
 
+log = logging.getLogger(__name__)
+
+# How to read, which changes no batch: not part of the fingerprint.
+_READING = ('num_workers', 'on_repeat')
+# Keeps the streams of random numbers apart that one seed is drawn into.
+_FIELDS_STREAM = 3
+
 
 class DataState(NamedTuple):
   """What a checkpoint keeps of the data side."""
@@ -41,22 +55,41 @@ class DataState(NamedTuple):
 
 
 class BatchSource:
-  """The rows of every step, by number; Grain's random-access source."""
+  """The rows of every step, by number; Grain's random-access source.
+
+  Attributes:
+    epochs: how often the run reads each source that has an end.
+    fingerprint: 12 hex digits that change with any row.
+  """
 
   def __init__(
     self, config: DataConfig, corpus: Corpus, *, seed: int, num_steps: int
   ):
-    weights = {name: s.weight for name, s in config.mixture.items()}
-    self._config = config
-    self._mixture = Mixture(weights, seed)
+    """Plans all rows, and says in the log how often each source is read.
+
+    Raises:
+      ConfigError: a source would be read again, and may not be.
+    """
+    self._config, self._seed = config, seed
+    self._num_rows = num_steps * config.batch_size
+    self._mixture = Mixture(
+      {name: s.weight for name, s in config.mixture.items()},
+      seed,
+      self._num_rows,
+      later=[
+        (entry.step * config.batch_size, entry.weights)
+        for entry in config.weight_schedule
+      ],
+    )
     self._sources = {
       name: _row_source(source, config, corpus, (seed, k))
       for k, (name, source) in enumerate(sorted(config.mixture.items()))
     }
-    self._num_rows = num_steps * config.batch_size
+    self.epochs = self._count_epochs()
+    fields = dataclasses.asdict(config)
     described = json.dumps(
       {
-        'data': dataclasses.asdict(config),
+        'data': {k: v for k, v in fields.items() if k not in _READING},
         'seed': seed,
         'tokenizer': corpus.tokenizer.fingerprint,
         'sources': {n: s.fingerprint for n, s in self._sources.items()},
@@ -71,7 +104,38 @@ class BatchSource:
   def __getitem__(self, i: int) -> Batch:
     """Row i of the run, as a Batch of [T] fields."""
     name, k = self._mixture.source_of_example(i)
-    return batch_fields(self._sources[name].row(k), self._config)
+    return batch_fields(
+      self._sources[name].row(k),
+      self._config,
+      step=i // self._config.batch_size,
+      seed=(self._seed, _FIELDS_STREAM, i),
+    )
+
+  def _count_epochs(self):
+    """Epochs of each source that has an end; logs what all serve."""
+    epochs = {}
+    for name, served in self._mixture.num_served().items():
+      there = self._sources[name].epoch_len
+      text = (
+        f'data: {name} serves {served:,} rows,'
+        f' at most {served * self._config.seq_len:,} tokens'
+      )
+      if there is None:
+        log.info('%s, made as they are read', text)
+        continue
+      epochs[name] = served / there
+      text += f', {epochs[name]:.2f} epochs of {there:,} rows'
+      if served <= there:
+        log.info('%s', text)
+      elif self._config.on_repeat == 'warn':
+        log.warning('%s: shuffled again for each epoch', text)
+      else:
+        raise ConfigError(
+          f'data.mixture.{name} has {there:,} rows and would serve {served:,}:'
+          ' add documents, lower its weight or the steps, or set'
+          ' data.on_repeat=warn'
+        )
+    return epochs
 
 
 def _row_source(source, config, corpus, seed) -> RowSource:
@@ -84,51 +148,102 @@ def _row_source(source, config, corpus, seed) -> RowSource:
   return StoredRows.of_documents(corpus.documents, source, config.seq_len, seed)
 
 
-def batch_fields(row: Row, config: DataConfig) -> Batch:
-  """The five fields of a Batch, each [T], from a row's tokens and slices.
+class HostRows:
+  """The rows of every global batch that one host reads, one after the other.
 
-  With a document mask each slice is a segment; without, the whole row is one,
-  and the last token of a document is trained to predict the next document.
+  A host has one block of each batch, because a batch lies on the mesh so: its
+  rows are split over `data` and `fsdp`, whose devices are in order of hosts.
+
+      batch_size 4, 2 hosts      step 0      step 1
+      rows of host 0             0  1        4  5
+      rows of host 1                  2  3        6  7
   """
-  T = config.seq_len
-  used = len(row.tokens)
-  slice_ids = np.repeat(np.arange(len(row.slice_lens)), row.slice_lens)
 
-  def padded(values, dtype):
-    return np.pad(np.asarray(values, dtype), (0, T - used))
+  def __init__(
+    self, source: BatchSource, batch_size: int, host: tuple[int, int]
+  ):
+    """`host` is (index, number of hosts)."""
+    self._source, self._batch_size, self._host = source, batch_size, host
+    self.rows_per_step = batch_size // host[1]
 
-  segments = slice_ids + 1 if config.document_mask else np.ones(used)
-  positions = np.arange(used)
-  if config.restart_positions:
-    slice_starts = np.cumsum(row.slice_lens) - row.slice_lens
-    positions = positions - slice_starts[slice_ids]
-  # Position t predicts token t + 1; the last one of the row predicts nothing.
-  targets = np.append(row.tokens[1:], 0)
-  trained = np.append(row.loss_mask[1:], False)
-  if config.document_mask:
-    trained[:-1] &= segments[1:] == segments[:-1]
-  weights = trained.astype(np.float32)
-  if config.loss_normalizer == 'sequence':
-    trained_per_slice = np.bincount(slice_ids, weights)
-    weights /= np.maximum(trained_per_slice, 1)[slice_ids]
-  return Batch(
-    tokens=padded(row.tokens, np.int32),
-    targets=padded(targets, np.int32),
-    loss_weights=padded(weights, np.float32),
-    segment_ids=padded(segments, np.int32),
-    positions=padded(positions, np.int32),
-  )
+  def __len__(self) -> int:
+    return len(self._source) // self._host[1]
+
+  def __getitem__(self, i: int) -> Batch:
+    """Row i of the host's, a Batch of [T] fields."""
+    step, k = divmod(i, self.rows_per_step)
+    first = step * self._batch_size + self._host[0] * self.rows_per_step
+    return self._source[first + k]
 
 
 def make_pipeline(
-  source: BatchSource, batch_size: int, *, start_step: int = 0
+  source: BatchSource,
+  batch_size: int,
+  *,
+  start_step: int = 0,
+  host: tuple[int, int] = (0, 1),
+  num_workers: int = 0,
 ) -> Iterator[Batch]:
-  """Batches of [B, T] fields from `start_step` on, read ahead in threads."""
-  dataset = grain.MapDataset.source(source)[start_step * batch_size :]
-  dataset = dataset.batch(batch_size, batch_fn=stack_rows)
+  """This host's rows of each global batch from `start_step` on, read ahead.
+
+  Args:
+    source: the rows of the run.
+    batch_size: rows of the global batch.
+    start_step: the first step to make.
+    host: (index, number of hosts); batches are [B / hosts, T].
+    num_workers: processes that read, whole batches each; 0 reads in threads.
+      Grain then wants absl's flags parsed, as `__main__` says they are.
+
+  Raises:
+    ConfigError: the batch does not divide over the hosts.
+  """
+  if batch_size % host[1]:
+    raise ConfigError(
+      f'data.batch_size={batch_size} does not divide over {host[1]} hosts, each'
+      ' of which reads as many rows of a batch'
+    )
+  rows = HostRows(source, batch_size, host)
+  dataset = grain.MapDataset.source(rows)[start_step * rows.rows_per_step :]
+  dataset = dataset.batch(rows.rows_per_step, batch_fn=stack_rows)
   # ours: a few threads hide the reading; more only fight over the interpreter.
-  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-  return iter(dataset.to_iter_dataset(options))
+  dataset = dataset.to_iter_dataset(
+    grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+  )
+  if not num_workers:
+    return iter(dataset)
+  options = grain.MultiprocessingOptions(num_workers=num_workers)
+  return _read_in_processes(
+    iter(dataset.mp_prefetch(options, worker_init_fn=_end_with_parent))
+  )
+
+
+def _end_with_parent(index: int, count: int) -> None:
+  """Ends this reading process when its parent is killed.
+
+  Grain only ends the processes of an iterator that is closed.
+  """
+  del index, count
+
+  def wait():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
+
+
+def _read_in_processes(batches):
+  """What `batches` gives; ends its processes, and names one that was killed."""
+  try:
+    yield from batches
+  except RuntimeError as error:
+    if 'terminated unexpectedly' not in str(error):
+      raise
+    raise ChildProcessError(
+      'a process that reads training rows was killed, likely for want of'
+      f' memory: lower data.num_workers. The same command goes on ({error})'
+    ) from error
+  finally:
+    batches.close()
 
 
 def stack_rows(rows: list[Batch]) -> Batch:

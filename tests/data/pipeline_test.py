@@ -1,131 +1,27 @@
-"""Batches: drawn fields, and step s the same from wherever one starts."""
+"""Batches: step s is the same from wherever, and on however many hosts."""
 
 import dataclasses
+import logging
+import pickle
 from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longctx_jax.config import ConfigError
 from longctx_jax.data.mixture import Mixture
-from longctx_jax.data.pipeline import BatchSource, batch_fields, make_pipeline
-from longctx_jax.data.row_sources import Row
+from longctx_jax.data.pipeline import BatchSource, make_pipeline
 from longctx_jax.data.sentencepiece_tokenizer import train_sentencepiece
 from tests import small
 
 STEPS = 4
+EVEN = {'text': 0.4, 'chat': 0.3, 'tables': 0.3}
 
 
 def data_config(**changes):
   return small.stage_config(data=changes).data
-
-
-def row_of(*documents, loss_mask=None):
-  tokens = np.concatenate(documents).astype(np.int32)
-  mask = np.ones(len(tokens)) if loss_mask is None else loss_mask
-  lens = np.array([len(document) for document in documents])
-  return Row(tokens, np.array(mask, bool), lens)
-
-
-def drawn(batch):
-  return {name: field.tolist() for name, field in batch._asdict().items()}
-
-
-def test_fields_are_those_drawn_at_batch():
-  row = row_of([11, 12, 13], [21, 22])
-  config = dataclasses.replace(data_config(), seq_len=6)
-  assert drawn(batch_fields(row, config)) == {
-    'tokens': [11, 12, 13, 21, 22, 0],
-    'targets': [12, 13, 21, 22, 0, 0],
-    'loss_weights': [1, 1, 0, 1, 0, 0],
-    'segment_ids': [1, 1, 1, 2, 2, 0],
-    'positions': [0, 1, 2, 0, 1, 0],
-  }
-
-
-def test_without_a_document_mask_the_row_is_one_segment():
-  row = row_of([11, 12, 13], [21, 22])
-  config = dataclasses.replace(
-    data_config(), seq_len=6, document_mask=False, restart_positions=False
-  )
-  assert drawn(batch_fields(row, config)) == {
-    'tokens': [11, 12, 13, 21, 22, 0],
-    'targets': [12, 13, 21, 22, 0, 0],
-    'loss_weights': [1, 1, 1, 1, 0, 0],
-    'segment_ids': [1, 1, 1, 1, 1, 0],
-    'positions': [0, 1, 2, 3, 4, 0],
-  }
-
-
-def test_conversations_are_trained_on_their_answers_alone():
-  # user 1, question 2, assistant 3; answers 77 and 88, end 9.
-  row = row_of([1, 2, 3, 77, 9], [1, 3, 88, 9], loss_mask=[0, 0, 0, 1, 1] * 2)
-  row = row._replace(loss_mask=np.array([0, 0, 0, 1, 1, 0, 0, 1, 1], bool))
-  config = dataclasses.replace(data_config(), seq_len=10)
-  fields = drawn(batch_fields(row, config))
-  assert fields['tokens'] == [1, 2, 3, 77, 9, 1, 3, 88, 9, 0]
-  assert fields['targets'] == [2, 3, 77, 9, 1, 3, 88, 9, 0, 0]
-  assert fields['loss_weights'] == [0, 0, 1, 1, 0, 0, 1, 1, 0, 0]
-
-
-def test_the_sequence_normalizer_weighs_documents_alike():
-  row = row_of([11, 12, 13], [21, 22], [31])
-  config = dataclasses.replace(
-    data_config(), seq_len=7, loss_normalizer='sequence'
-  )
-  weights = batch_fields(row, config).loss_weights
-  assert weights.tolist() == [0.5, 0.5, 0, 1, 0, 0, 0]
-
-
-@given(
-  st.lists(st.integers(1, 5), min_size=1, max_size=6),
-  st.integers(0, 3),
-  st.booleans(),
-  st.booleans(),
-  st.sampled_from(['token', 'sequence']),
-  st.data(),
-)
-@example([1], 0, True, True, 'sequence', None)
-def test_fields_keep_the_contract(
-  lens, padding, document_mask, restart, normalizer, data
-):
-  n = sum(lens)
-  flags = st.lists(st.booleans(), min_size=n, max_size=n)
-  mask = data.draw(flags) if data else [True] * n
-  tokens = np.arange(100, 100 + n)
-  row = row_of(*np.split(tokens, np.cumsum(lens)[:-1]), loss_mask=mask)
-  config = dataclasses.replace(
-    data_config(),
-    seq_len=n + padding,
-    document_mask=document_mask,
-    restart_positions=restart,
-    loss_normalizer=normalizer,
-  )
-  batch = batch_fields(row, config)
-  document = [k for k, length in enumerate(lens) for _ in range(length)]
-  assert batch.tokens.tolist() == [*tokens.tolist(), *[0] * padding]
-  segments = [k + 1 for k in document] if document_mask else [1] * n
-  assert batch.segment_ids.tolist() == segments + [0] * padding
-  start = [document.index(k) if restart else 0 for k in document]
-  positions = [t - s for t, s in enumerate(start)]
-  assert batch.positions.tolist() == positions + [0] * padding
-  trained = [
-    t
-    for t in range(n - 1)
-    if mask[t + 1] and (not document_mask or document[t] == document[t + 1])
-  ]
-  assert np.flatnonzero(batch.loss_weights).tolist() == trained
-  assert all(batch.targets[t] == tokens[t + 1] for t in trained)
-  if normalizer == 'token':
-    assert set(batch.loss_weights[trained].tolist()) <= {1.0}
-  else:
-    sums = Counter()
-    for t in trained:
-      sums[document[t]] += float(batch.loss_weights[t])
-    assert list(sums.values()) == pytest.approx([1.0] * len(sums))
-  dtypes = [field.dtype.name for field in batch]
-  assert dtypes == ['int32', 'int32', 'float32', 'int32', 'int32']
 
 
 def source_of(corpus, *, seed=0, steps=STEPS, **changes):
@@ -160,6 +56,149 @@ def test_a_pipeline_goes_on_from_any_step_as_if_never_stopped(
     assert equal(batch, fields)
 
 
+# Packed documents, conversations and made-up tables, with every option on that
+# goes with a document mask; and chunk-interleaved rows, with every other.
+PACKED = {
+  'document_mask': True,
+  'restart_positions': True,
+  'loss_normalizer': 'sequence',
+  'weight_schedule': ({'step': 3, 'weights': EVEN},),
+  'window_schedule': ({'step': 0, 'window': 16}, {'step': 5, 'window': 128}),
+  'position_jumps': {'kind': 'longrecipe', 'target_len': 999, 'num_chunks': 4},
+}
+INTERLEAVED = {
+  'document_mask': False,
+  'restart_positions': False,
+  'position_jumps': {'kind': 'pose', 'target_len': 999},
+  'mixture': {
+    **dataclasses.asdict(data_config())['mixture'],
+    'text': {
+      'kind': 'documents',
+      'weight': 0.5,
+      'domains': (),
+      'planner': 'interleave',
+      'docs_per_row': 2,
+      'num_chunks': 2,
+    },
+  },
+}
+RUN_STEPS = 6
+
+
+@pytest.fixture(scope='module', params=['packed', 'interleaved'])
+def run(request, corpus):
+  """(source, its global batches), of a run that starts at step 0."""
+  changes = PACKED if request.param == 'packed' else INTERLEAVED
+  source = source_of(corpus, steps=RUN_STEPS, **changes)
+  rows = [source[i] for i in range(8 * RUN_STEPS)]
+  batches = [
+    [np.stack(field) for field in zip(*rows[k : k + 8], strict=True)]
+    for k in range(0, len(rows), 8)
+  ]
+  again = source_of(corpus, steps=RUN_STEPS, **changes)
+  return again, batches
+
+
+def global_batches(source, start_step, stop_step, num_hosts):
+  """What `num_hosts` hosts read, each on its own, put together again."""
+  pipelines = [
+    make_pipeline(source, 8, start_step=start_step, host=(k, num_hosts))
+    for k in range(num_hosts)
+  ]
+  for _ in range(start_step, stop_step):
+    parts = [next(pipeline) for pipeline in pipelines]
+    yield [np.concatenate(field) for field in zip(*parts, strict=True)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+  st.integers(0, RUN_STEPS),
+  st.integers(0, RUN_STEPS),
+  st.sampled_from([1, 2, 4]),
+  st.sampled_from([1, 2, 4]),
+)
+def test_global_batches_are_the_same_on_any_hosts_before_and_after_a_resume(
+  run, start, resumed, hosts, hosts_then
+):
+  source, expected = run
+  start, resumed = sorted((start, resumed))
+  batches = [
+    *global_batches(source, start, resumed, hosts),
+    *global_batches(source, resumed, RUN_STEPS, hosts_then),
+  ]
+  assert len(batches) == RUN_STEPS - start
+  for batch, fields in zip(batches, expected[start:], strict=True):
+    assert equal(batch, fields)
+
+
+def test_the_options_are_on_in_the_batches_that_hosts_agree_on(run):
+  _, batches = run
+  rows = [row for batch in batches for row in zip(*batch, strict=True)]
+  assert len({tokens.tobytes() for tokens, *_ in rows}) > len(rows) / 2
+  assert max(positions.max() for *_, positions in rows) > 128
+
+
+def test_a_host_ends_where_the_run_does(corpus):
+  source = source_of(corpus)
+  for k in range(4):
+    batches = list(make_pipeline(source, 8, start_step=1, host=(k, 4)))
+    assert [len(batch.tokens) for batch in batches] == [2] * (STEPS - 1)
+
+
+def test_rows_that_do_not_divide_over_the_hosts_are_refused(corpus):
+  with pytest.raises(ConfigError, match=r'batch_size=8 .* over 3 hosts'):
+    make_pipeline(source_of(corpus), 8, host=(0, 3))
+
+
+def test_a_pickled_source_has_the_same_rows(corpus):
+  source = source_of(corpus)
+  copy = pickle.loads(pickle.dumps(source))
+  assert copy.fingerprint == source.fingerprint
+  assert all(equal(copy[i], source[i]) for i in range(len(source)))
+
+
+def test_the_epochs_of_each_source_are_counted_and_told(corpus, caplog):
+  caplog.set_level(logging.INFO)
+  source = source_of(corpus, steps=16)  # 128 rows: 64, 32 and 32
+  chat = source._sources['chat'].epoch_len
+  text = source._sources['text'].epoch_len
+  assert chat < 32
+  assert text > 64
+  assert source.epochs == {'text': 64 / text, 'chat': 32 / chat}
+  lines = {record.message: record.levelname for record in caplog.records}
+  assert lines == {
+    'data: text serves 64 rows, at most 8,192 tokens,'
+    f' {64 / text:.2f} epochs of {text} rows': 'INFO',
+    'data: chat serves 32 rows, at most 4,096 tokens,'
+    f' {32 / chat:.2f} epochs of {chat} rows: shuffled again for each epoch': (
+      'WARNING'
+    ),
+    'data: tables serves 32 rows, at most 4,096 tokens, made as they are'
+    ' read': 'INFO',
+  }
+
+
+def test_a_source_that_runs_dry_is_refused_if_the_config_says_so(corpus):
+  chat = source_of(corpus)._sources['chat'].epoch_len
+  assert 16 < chat < 32
+  source_of(corpus, steps=4, on_repeat='refuse')
+  with pytest.raises(
+    ConfigError, match=rf'mixture.chat has {chat} rows and would serve 32: add'
+  ):
+    source_of(corpus, steps=16, on_repeat='refuse')
+
+
+def test_weights_of_a_schedule_are_reached_at_its_steps(corpus):
+  names = {'text': 0.0, 'chat': 1.0, 'tables': 0.0}
+  later = ({'step': 16, 'weights': EVEN}, {'step': 17, 'weights': names})
+  source = source_of(corpus, steps=64, weight_schedule=later)
+  user = corpus.tokenizer.user_id
+  assert all((source[i].tokens == user).any() for i in range(256, 300))
+  # Integral of the weight of `tables`: 0.275 on average over 16 steps of 8.
+  served = source._mixture.num_served()
+  assert served['tables'] == pytest.approx(0.275 * 128 + 0.15 * 8, abs=1)
+
+
 def test_more_steps_do_not_change_the_rows(corpus):
   source = source_of(corpus)
   longer = source_of(corpus, steps=9)
@@ -170,7 +209,7 @@ def test_more_steps_do_not_change_the_rows(corpus):
 def test_rows_are_of_the_sources_that_the_mixture_names(corpus):
   config = data_config()
   weights = {name: s.weight for name, s in config.mixture.items()}
-  mixture = Mixture(weights, seed=0)
+  mixture = Mixture(weights, seed=0, num_examples=128)
   source = source_of(corpus, steps=16)
   kinds = Counter()
   for i in range(len(source)):
@@ -206,6 +245,10 @@ def test_targets_of_conversations_decode_to_answers(corpus):
     {'document_mask': False},
     {'batch_size': 16},
     {'loss_normalizer': 'sequence'},
+    {'label_first_token': False},
+    {'weight_schedule': ({'step': 2, 'weights': EVEN},)},
+    {'window_schedule': ({'step': 0, 'window': 64},)},
+    {'position_jumps': {'kind': 'pose', 'target_len': 256}},
     {'mixture': {'chat': {'kind': 'conversations', 'weight': 1.0}}},
   ],
 )
@@ -213,6 +256,15 @@ def test_the_fingerprint_changes_with_seed_and_data_section(corpus, changes):
   fingerprint = source_of(corpus).fingerprint
   assert source_of(corpus, **changes).fingerprint != fingerprint
   assert source_of(corpus).fingerprint == fingerprint
+
+
+@pytest.mark.parametrize('changes', [{'num_workers': 2}])
+def test_how_rows_are_read_does_not_change_the_fingerprint(corpus, changes):
+  fingerprint = source_of(corpus).fingerprint
+  assert source_of(corpus, **changes).fingerprint == fingerprint
+  # This one refuses a run or lets it pass, and changes no row of it.
+  refusing = source_of(corpus, steps=2, on_repeat='refuse').fingerprint
+  assert refusing == source_of(corpus, steps=2).fingerprint
 
 
 def test_the_fingerprint_changes_with_tokenizer_and_documents(corpus, tmp_path):
