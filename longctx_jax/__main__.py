@@ -208,6 +208,8 @@ def main() -> None:
   # With several virtual CPU devices on few cores, two steps in flight deadlock
   # XLA's collectives. Batches are read ahead by threads either way.
   jax.config.update('jax_cpu_enable_async_dispatch', False)
+  # Grain reads a flag of its own when it starts processes; ours are elsewhere.
+  flags.FLAGS.mark_as_parsed()
   try:
     VERBS[verb](rest)
   except USER_ERRORS as error:

@@ -128,6 +128,7 @@ def run_stage(
     'steps': stage.train.steps,
     'tokens': stage.train.steps * stage.data.batch_size * stage.data.seq_len,
     'train_wall_s': trained.elapsed_s,
+    'epochs': trained.epochs,
     'needle_untrained': untrained,
     'evals': evals,
   }

@@ -130,3 +130,33 @@ def leaf_name(path) -> str:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows over `data` and `fsdp`, positions over `context`."""
   return NamedSharding(mesh, BATCH_SPEC)
+
+
+def host_block(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+  """(index, number) of the equal blocks of a batch's rows that a process needs.
+
+  Processes that split the same rows over `context` or `tensor` need the same
+  block. Four processes, two devices each:
+
+      data 4, context 2      blocks 0 1 2 3 of 4
+      data 2, context 4      blocks 0 0 1 1 of 2
+
+  Raises:
+    ConfigError: the devices of a process are not such a block.
+  """
+  process = jax.process_index() if process is None else process
+  owners = [
+    {device.process_index for device in row}
+    for row in mesh.devices.reshape(
+      mesh.shape['data'] * mesh.shape['fsdp'], -1
+    ).tolist()
+  ]
+  needed = [row for row, owner in enumerate(owners) if process in owner]
+  size, start = len(needed), needed[0]
+  if needed[-1] != start + size - 1 or start % size or len(owners) % size:
+    raise ConfigError(
+      f'mesh {dict(mesh.shape)}: process {process} has the rows {needed} of'
+      f' {len(owners)}, which are no equal block. Let data * fsdp or'
+      ' context * tensor be a multiple of the devices of a process'
+    )
+  return start // size, len(owners) // size

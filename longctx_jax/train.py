@@ -147,10 +147,18 @@ def make_train_step(config: StageConfig, mesh: Mesh):
 
 
 def put_batch(batch: Batch, config: StageConfig, mesh: Mesh) -> Batch:
-  """Puts a host's batch onto the mesh, stored in the layout of its rows."""
+  """Puts a host's rows of a batch onto the mesh, in the layout of its rows."""
   parallel = sharding.context_parallel(config.mesh, mesh)
-  stored = (to_layout(x, parallel.layout, parallel.num_shards) for x in batch)
-  return jax.device_put(Batch(*stored), sharding.batch_sharding(mesh))
+  _, num_blocks = sharding.host_block(mesh)
+
+  def put(x):
+    shape = (num_blocks * x.shape[0], x.shape[1])
+    stored = to_layout(x, parallel.layout, parallel.num_shards)
+    return jax.make_array_from_process_local_data(
+      sharding.batch_sharding(mesh), stored, shape
+    )
+
+  return Batch(*map(put, batch))
 
 
 class Trained(NamedTuple):
@@ -158,6 +166,7 @@ class Trained(NamedTuple):
 
   state: TrainState
   elapsed_s: float  # of training, interruptions left out
+  epochs: dict[str, float]  # how often each source that has an end was read
 
 
 def train(
@@ -189,7 +198,13 @@ def train(
     checkpoints, state, source, config
   )
   train_step = make_train_step(config, mesh)
-  batches = make_pipeline(source, batch_size, start_step=first_step)
+  batches = make_pipeline(
+    source,
+    batch_size,
+    start_step=first_step,
+    host=sharding.host_block(mesh),
+    num_workers=config.data.num_workers,
+  )
   log.info('%s: %s', config.name, sharding.describe_attention(config, mesh))
   throughput = Throughput(config.model, mesh.devices)
   began = time.monotonic()
@@ -218,12 +233,14 @@ def train(
     progress.update(step + 1, {n: metrics[n] for n in ('loss', 'lr')})
 
   with (
+    contextlib.closing(batches),
     contextlib.closing(checkpoints),
     MetricsWriter(directory, first_step) as writer,
     Progress(config.name, steps, first_step) as progress,
   ):
     unread = None
     for step in range(first_step, steps):
+      # Copied to the devices while they still work on the step before.
       batch = put_batch(next(batches), config, mesh)
       state, metrics = train_step(state, batch)
       # Reading the metrics waits for the step, so read those of the step
@@ -237,7 +254,7 @@ def train(
         record(*unread)
         unread = None
         save(done)
-  return Trained(state, elapsed())
+  return Trained(state, elapsed(), source.epochs)
 
 
 def _resume(checkpoints, state, source, config):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from longctx_jax.sharding import (
   batch_sharding,
   check_divisible,
   describe_attention,
+  host_block,
   leaf_name,
   make_mesh,
   param_shardings,
@@ -308,3 +310,45 @@ def test_the_log_says_which_kernel_attends_and_why(monkeypatch):
   assert "kernel 'xla' ('cudnn' needs whole rows" in describe_attention(
     config, shards
   )
+
+
+def mesh_of_hosts(owners, data, fsdp, context):
+  """What `host_block` reads of a mesh: its shape, and whose the devices are."""
+  devices = np.empty(len(owners), object)
+  devices[:] = [types.SimpleNamespace(process_index=p) for p in owners]
+  shape = {'data': data, 'fsdp': fsdp, 'context': context, 'tensor': 1}
+  return types.SimpleNamespace(
+    devices=devices.reshape(*shape.values()), shape=shape
+  )
+
+
+@pytest.mark.parametrize(
+  ('axes', 'blocks'),
+  [
+    ((4, 1, 2), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+    ((2, 4, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+    ((1, 2, 4), [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    ((1, 1, 8), [(0, 1)] * 4),
+  ],
+)
+def test_a_host_reads_the_rows_that_its_devices_hold(axes, blocks):
+  owners = [0, 0, 1, 1, 2, 2, 3, 3]
+  mesh = mesh_of_hosts(owners, *axes)
+  assert [host_block(mesh, p) for p in range(4)] == blocks
+
+
+def test_one_process_reads_all_rows():
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, context=2))
+  assert host_block(mesh) == (0, 1)
+
+
+@pytest.mark.parametrize(
+  ('owners', 'process', 'rows'),
+  [([0, 1, 0, 1], 0, r'\[0, 2\] of 4'), ([0, 1, 1, 2], 1, r'\[1, 2\] of 4')],
+)
+def test_devices_of_a_process_that_are_no_block_are_refused(
+  owners, process, rows
+):
+  mesh = mesh_of_hosts(owners, 4, 1, 1)
+  with pytest.raises(ConfigError, match=rf'process {process} .* {rows}'):
+    host_block(mesh, process)

@@ -59,6 +59,7 @@ def get_config(arg: str = '') -> ConfigDict:
       'document_mask': False,  # Skywork-13B packs without one
       'restart_positions': False,
       'loss_normalizer': 'token',
+      'num_workers': 0,  # processes that read; 0: threads
       'mixture': {
         'text': {
           'kind': 'documents',
