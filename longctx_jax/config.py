@@ -20,12 +20,8 @@ from longctx_jax.config_from_dict import (
   from_config_dict,
   plain_dict,
 )
-from longctx_jax.data_config import (
-  ConversationRows,
-  CorpusConfig,
-  DataConfig,
-  TableRows,
-)
+from longctx_jax.corpus_config import CorpusConfig
+from longctx_jax.data_config import ConversationRows, DataConfig, TableRows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from longctx_jax.config import (
   stages_from_recipe,
   to_json,
 )
-from longctx_jax.data_config import ConversationFiles
+from longctx_jax.corpus_config import ConversationFiles
 from tests import small
 
 
@@ -100,11 +100,6 @@ def test_the_kind_of_a_source_decides_which_fields_it_has():
   )
 
 
-INTERLEAVED = {
-  'data__mixture__text__planner': 'interleave',
-  'data__document_mask': False,
-  'data__restart_positions': False,
-}
 EVEN = {'text': 0.6, 'chat': 0.2, 'tables': 0.2}
 
 
@@ -116,6 +111,11 @@ def test_an_int_will_do_for_a_float():
 
 TEXT = {'kind': 'documents', 'weight': 0.5, 'domains': ()}
 CIP = {**TEXT, 'planner': 'interleave', 'docs_per_row': 2, 'num_chunks': 2}
+INTERLEAVED = {
+  'data__mixture__text': CIP,
+  'data__document_mask': False,
+  'data__restart_positions': False,
+}
 UTK = {**TEXT, 'planner': 'untie', 'chunk_probs': (1.0,), 'min_chunk_len': 1}
 BUCKETS = {**TEXT, 'planner': 'buckets', 'bucket_len': 64}
 

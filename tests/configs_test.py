@@ -9,7 +9,7 @@ from ml_collections import ConfigDict, config_flags
 
 from longctx_jax.config import StageConfig, stages_from_recipe
 from longctx_jax.config_from_dict import from_config_dict
-from longctx_jax.data_config import DocumentFilters, TextSource
+from longctx_jax.corpus_config import DocumentFilters, TextSource
 from longctx_jax.recipe import run_recipe
 
 ROOT = Path(__file__).parents[1]

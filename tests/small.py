@@ -3,7 +3,7 @@
 from typing import Any
 
 from longctx_jax.config import StageConfig, from_config_dict
-from longctx_jax.data_config import CorpusConfig
+from longctx_jax.corpus_config import CorpusConfig
 
 CORPUS = {
   'sources': {

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.corpus_config import ConversationFiles
 from longctx_jax.data.chat import Conversation
-from longctx_jax.data_config import ConversationFiles
 
 # As data sets write them -> one of three.
 _ROLES = {

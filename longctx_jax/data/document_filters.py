@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from longctx_jax.data_config import DocumentFilters
+from longctx_jax.corpus_config import DocumentFilters
 
 
 def normalise_line_ends(text: str) -> str:

@@ -13,11 +13,11 @@ import re
 from pathlib import Path
 
 from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.counts import Counts
 from longctx_jax.data.document_filters import normalise_line_ends
 from longctx_jax.data.parts import Document, Problem
 from longctx_jax.data.readers import ONE_PER_PART, list_parts, read_part
-from longctx_jax.data_config import TextSource
 
 _logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from longctx_jax.config_from_dict import ConfigError
-from longctx_jax.data_config import TextSource
+from longctx_jax.corpus_config import TextSource
 
 # ours: a minute of work or less, and a thousand parts for 64 GB.
 PART_BYTES = 64 << 20

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data import synthetic_tables
 from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
@@ -34,7 +35,6 @@ from longctx_jax.data.store_writer import StoredDocument, write_store
 from longctx_jax.data.stored_conversations import stored_conversations
 from longctx_jax.data.tokenizer import Tokenizer
 from longctx_jax.data.tokenizer_files import copy_tokenizer, load_tokenizer
-from longctx_jax.data_config import CorpusConfig
 
 log = logging.getLogger(__name__)
 

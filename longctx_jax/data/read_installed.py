@@ -9,6 +9,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.archives import (
   ArchiveError,
   PinnedArchive,
@@ -24,7 +25,6 @@ from longctx_jax.data.parts import (
   text_from,
 )
 from longctx_jax.data.read_text import read_concatenated, read_text_file
-from longctx_jax.data_config import TextSource
 
 _logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.parts import (
   BadRecord,
   Document,
@@ -26,7 +27,6 @@ from longctx_jax.data.parts import (
   too_large,
 )
 from longctx_jax.data.source_files import find_files
-from longctx_jax.data_config import TextSource
 
 _PLAIN = ('.jsonl', '.ndjson')
 _COMPRESSED = tuple(s + c for s in _PLAIN for c in ('.gz', '.zst'))

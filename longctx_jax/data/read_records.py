@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from array_record.python.array_record_module import ArrayRecordReader
 
 from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.parts import (
   BadRecord,
   Document,
@@ -17,7 +18,6 @@ from longctx_jax.data.parts import (
 )
 from longctx_jax.data.read_json import object_from_json
 from longctx_jax.data.source_files import find_files
-from longctx_jax.data_config import TextSource
 
 
 def list_array_record(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.parts import (
   Document,
   Part,
@@ -21,7 +22,6 @@ from longctx_jax.data.parts import (
   text_from,
 )
 from longctx_jax.data.source_files import find_files
-from longctx_jax.data_config import TextSource
 
 # ours: one read's worth of web pages, and half a gigabyte of the longest
 # books; fewer where a row group's rows are long.

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.parts import (
   BadRecord,
   Document,
@@ -16,7 +17,6 @@ from longctx_jax.data.parts import (
   too_large,
 )
 from longctx_jax.data.source_files import find_files, matches, walk_files
-from longctx_jax.data_config import TextSource
 
 _TEXTS = ('.txt', '.md')
 # ours: what people write and read; data, markup of pages and what programs

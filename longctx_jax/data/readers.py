@@ -21,6 +21,7 @@ Kinds, and what one document is:
 from collections.abc import Iterator
 from pathlib import Path
 
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data import (
   read_installed,
   read_json,
@@ -35,7 +36,6 @@ from longctx_jax.data.parts import (
   Part,
   Problem,
 )
-from longctx_jax.data_config import TextSource
 
 # Kinds whose parts hold one document, of the part's name.
 ONE_PER_PART = ('stdlib', 'packages', 'docs', 'text_files', 'repositories')

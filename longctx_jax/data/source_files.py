@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.parts import printable
-from longctx_jax.data_config import TextSource
 
 
 def find_files(

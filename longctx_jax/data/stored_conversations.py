@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data.chat import (
   Chat,
   Conversation,
@@ -23,7 +24,6 @@ from longctx_jax.data.instructions import (
   make_conversations,
 )
 from longctx_jax.data.store_writer import StoredDocument
-from longctx_jax.data_config import CorpusConfig
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data.chat import (
   Chat,
   Conversation,
@@ -20,7 +21,6 @@ from longctx_jax.data.chat import (
 from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.tokenizer import TokenizerError
 from longctx_jax.data.tokenizer_files import load_tokenizer
-from longctx_jax.data_config import CorpusConfig
 from tests import small
 from tests.data.small_tokenizers import SPECIAL, byte_level_bpe, write_folder
 

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 
 from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.corpus_config import ConversationFiles
 from longctx_jax.data.chat import Conversation
 from longctx_jax.data.conversation_files import read_conversations
-from longctx_jax.data_config import ConversationFiles
 
 FIELD = 'corpus.conversation_files.mine'
 TURNS = [('Hi', 'Hello'), ('And?', 'Bye')]

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longctx_jax.config import ConfigError
+from longctx_jax.corpus_config import DocumentFilters
 from longctx_jax.data.document_filters import (
   fit_length,
   normalise_line_ends,
   text_key,
 )
-from longctx_jax.data_config import DocumentFilters
 
 TEXTS = st.text(st.sampled_from('a\r\n'), max_size=12)
 

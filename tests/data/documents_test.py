@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longctx_jax.config import ConfigError
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data import documents as documents_module
 from longctx_jax.data.documents import (
   MIN_CHARS,
@@ -18,7 +19,6 @@ from longctx_jax.data.documents import (
   read_documents,
   sample_documents,
 )
-from longctx_jax.data_config import TextSource
 
 LINE = 'The quick brown fox jumps over the lazy dog near the river bank.\n'
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from longctx_jax.config import ConfigError
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.documents import Document, read_documents
 from longctx_jax.data.instructions import make_conversations
-from longctx_jax.data_config import TextSource
 
 CODE = '''\
 # a/b.py

@@ -165,7 +165,11 @@ def test_the_epochs_of_each_source_are_counted_and_told(corpus, caplog):
   assert chat < 32
   assert text > 64
   assert source.epochs == {'text': 64 / text, 'chat': 32 / chat}
-  lines = {record.message: record.levelname for record in caplog.records}
+  lines = {
+    record.message: record.levelname
+    for record in caplog.records
+    if record.message.startswith('data:')
+  }
   assert lines == {
     'data: text serves 64 rows, at most 8,192 tokens,'
     f' {64 / text:.2f} epochs of {text} rows': 'INFO',
@@ -192,7 +196,7 @@ def test_weights_of_a_schedule_are_reached_at_its_steps(corpus):
   names = {'text': 0.0, 'chat': 1.0, 'tables': 0.0}
   later = ({'step': 16, 'weights': EVEN}, {'step': 17, 'weights': names})
   source = source_of(corpus, steps=64, weight_schedule=later)
-  user = corpus.tokenizer.user_id
+  user = corpus.tokenizer.control_id('<|user|>')
   assert all((source[i].tokens == user).any() for i in range(256, 300))
   # Integral of the weight of `tables`: 0.275 on average over 16 steps of 8.
   served = source._mixture.num_served()

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data import read_json
 from longctx_jax.data.parts import Document, DocumentError, Problem
 from longctx_jax.data.readers import list_parts, read_part
-from longctx_jax.data_config import TextSource
 from tests.data import formats
 
 

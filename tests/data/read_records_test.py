@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from longctx_jax.config import ConfigError
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.parts import Problem
 from longctx_jax.data.readers import list_parts, read_part
-from longctx_jax.data_config import TextSource
 from tests.data import formats
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from longctx_jax.config import ConfigError
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.parts import Document, Problem
 from longctx_jax.data.readers import list_parts, read_part
 from longctx_jax.data.source_files import find_files
-from longctx_jax.data_config import TextSource
 
 
 def write(root, **texts):

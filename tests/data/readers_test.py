@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longctx_jax.config import ConfigError
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.documents import read_documents, sample_documents
 from longctx_jax.data.parts import Document, DocumentError, Problem
 from longctx_jax.data.readers import list_parts, read_part
-from longctx_jax.data_config import TextSource
 from tests.data import formats
 
 RECORDS = [

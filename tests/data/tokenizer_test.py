@@ -8,6 +8,7 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.documents import read_documents
 from longctx_jax.data.sentencepiece_tokenizer import (
@@ -15,7 +16,6 @@ from longctx_jax.data.sentencepiece_tokenizer import (
   train_sentencepiece,
 )
 from longctx_jax.data.tokenizer import TokenizerError
-from longctx_jax.data_config import TextSource
 from tests.data.small_tokenizers import write_sentencepiece
 
 VOCAB_SIZE = 700
