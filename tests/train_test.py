@@ -77,10 +77,10 @@ def test_four_micro_batches_equal_one_big_batch(corpus):
   'axes',
   [
     {'data': 2, 'context': 2, 'tensor': 2, 'fsdp': 1},
-    {'fsdp': 2, 'context': 4, 'context_kind': 'ulysses'},
     *(
       pytest.param(axes, marks=pytest.mark.slow)
       for axes in (
+        {'fsdp': 2, 'context': 4, 'context_kind': 'ulysses'},
         {'fsdp': 8},
         {'fsdp': 2, 'context': 4},
         {'context': 8, 'fsdp': 1, 'context_layout': 'contiguous'},

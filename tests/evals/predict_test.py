@@ -101,7 +101,11 @@ def test_rows_together_alone_and_in_any_order_are_the_same(predictor, rows):
 @pytest.mark.parametrize(
   ('layout', 'data', 'context'),
   # On 5 shards, rows of 64 are padded to 70 for the 10 chunks of zigzag.
-  [('zigzag', 2, 4), ('contiguous', 2, 4), ('zigzag', 1, 5)],
+  [
+    ('zigzag', 2, 4),
+    pytest.param('contiguous', 2, 4, marks=pytest.mark.slow),
+    pytest.param('zigzag', 1, 5, marks=pytest.mark.slow),
+  ],
 )
 def test_rows_and_context_spread_over_devices_are_the_same(
   params, predictor, rows, layout, data, context

@@ -152,7 +152,14 @@ def test_a_changed_document_changes_no_other(path):
     assert np.abs(np.asarray(a - b))[:, changed].max() > 0.1
 
 
-@pytest.mark.parametrize('kind', ['ring', 'allgather', 'ulysses'])
+@pytest.mark.parametrize(
+  'kind',
+  [
+    'ring',
+    pytest.param('allgather', marks=pytest.mark.slow),
+    pytest.param('ulysses', marks=pytest.mark.slow),
+  ],
+)
 def test_gradients_equal_finite_differences(kind):
   """Against no other gradient of ours."""
   parallel = Path(kind, 'zigzag', (('context', 2),)).parallel()

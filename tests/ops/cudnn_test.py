@@ -80,10 +80,13 @@ def test_bfloat16_differs_by_its_rounding_alone(name):
 @pytest.mark.parametrize(
   ('kind', 'axes', 'heads'),
   [
-    ('ulysses', {'context': 8}, (8, 8)),
+    pytest.param('ulysses', {'context': 8}, (8, 8), marks=pytest.mark.slow),
     # More shards than key/value heads: each device has a copy of one.
     ('ulysses', {'data': 2, 'context': 4}, (8, 2)),
-    ('ulysses', {'context': 2, 'tensor': 2}, (4, 4)),
+    pytest.param(
+      *('ulysses', {'context': 2, 'tensor': 2}, (4, 4)),
+      marks=pytest.mark.slow,
+    ),
     # A device decides for its own rows.
     ('ring', {'data': 2, 'context': 1}, (4, 2)),
   ],

@@ -129,7 +129,7 @@ def few_at_a_time(monkeypatch):
 @pytest.mark.parametrize('layout', ['contiguous', 'zigzag'])
 @settings(
   deadline=None,
-  max_examples=25,
+  max_examples=8,
   suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
