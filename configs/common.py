@@ -121,6 +121,7 @@ def shrink_to_laptop(config: ConfigDict) -> None:
         'docs': {'kind': 'docs', 'max_chars': 1_000_000},
       },
       'filters': all_documents(),
+      'prepared': '',
       'vocab_size': 2048,
       'heldout_frac': 0.05,
       # The needle's wording is in here, at the short length only: whether

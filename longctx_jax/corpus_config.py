@@ -130,6 +130,9 @@ class CorpusConfig:
     default_factory=dict
   )
   filters: DocumentFilters = DocumentFilters()
+  # A corpus that `longctx prepare` made of these settings; '' makes one in the
+  # run's directory.
+  prepared: str = ''
 
   def __post_init__(self):
     if not self.tokenizer_path:

@@ -30,6 +30,7 @@ def get_config(arg: str = '') -> ConfigDict:
         'code': {'kind': 'packages', 'max_chars': 10**9},
       },
       'filters': common.all_documents(),
+      'prepared': '',
       'vocab_size': 65_536,  # Skywork-13B
       'heldout_frac': 0.001,  # ours
       # ours. No needles: the evaluation's wording stays out of training.

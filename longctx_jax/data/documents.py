@@ -56,7 +56,7 @@ def sample_documents(
   parts = list_parts(source, domain, cache_dir)
   in_order = source.kind in ONE_PER_PART
   if in_order:
-    parts.sort(key=lambda part: _hash('order', part.name))
+    parts.sort(key=lambda part: order_of(part.name))
   for part in parts:
     if in_order and sample.is_full():
       # Seen by its name alone.
@@ -105,14 +105,14 @@ class _Sample:
     self.counts.see(len(document.text))
     text = normalise_line_ends(document.text)
     self.counts.trim('line_ends', len(document.text) - len(text))
-    shorter = _cut(text, self._max_chars // 4)
+    shorter = cut_text(text, self._max_chars // 4)
     if len(shorter) < MIN_CHARS:
       self.counts.drop('too_short', len(text))
       return
     self.counts.trim('cut', len(text) - len(shorter))
     document = document._replace(text=shorter)
     # The number of those before decides between documents of one name.
-    key = (-_hash('order', document.name), -self.counts.documents['seen'])
+    key = (-order_of(document.name), -self.counts.documents['seen'])
     heapq.heappush(self._held, (key, document))
     self._num_chars += len(shorter)
     # The last is out of reach where all before it fill the budget.
@@ -128,7 +128,7 @@ class _Sample:
     excess = self._num_chars - self._max_chars
     if excess > 0:
       key, last = heapq.heappop(self._held)
-      text = _cut(last.text, len(last.text) - excess)
+      text = cut_text(last.text, len(last.text) - excess)
       if len(text) < MIN_CHARS:
         self.counts.drop('over_budget', len(last.text))
       else:
@@ -143,6 +143,11 @@ class _Sample:
     _, document = heapq.heappop(self._held)
     self._num_chars -= len(document.text)
     self.counts.drop('over_budget', len(document.text))
+
+
+def order_of(name: str) -> float:
+  """A document's place in the order of its source, in [0, 1)."""
+  return _hash('order', name)
 
 
 def is_heldout(name: str, heldout_frac: float) -> bool:
@@ -165,7 +170,8 @@ def _hash(purpose, name):
   return int.from_bytes(digest[:6], 'big') / 2**48
 
 
-def _cut(text, limit):
+def cut_text(text: str, limit: int) -> str:
+  """The first `limit` characters at most, cut at a line end if there is one."""
   if len(text) <= limit:
     return text
   # A text of one line has no line end to cut at.

@@ -15,9 +15,9 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,13 +60,17 @@ def prepare_corpus(
 ) -> Corpus:
   """Opens the corpus in `directory`, or makes it if it is not there.
 
+  `config.prepared` is opened in its stead, if that is given. All is done in
+  memory, one document after the other: `prepare_pipeline.prepare_at_scale`
+  makes the same corpus of any number of documents.
+
   Raises:
     ConfigError: there is one, made with other settings; or there is no text
       to make one of, or no conversation can be made of it.
   """
-  settings = {'corpus': dataclasses.asdict(config), 'seed': seed}
-  # As they come back from the manifest: JSON has no tuples.
-  settings = json.loads(json.dumps(settings))
+  if config.prepared:
+    return _open_prepared(config)
+  settings = corpus_settings(config, seed)
   if not directory.exists():
     partial = directory.with_name(directory.name + '.partial')
     shutil.rmtree(partial, ignore_errors=True)
@@ -107,6 +111,33 @@ def open_corpus(directory: Path, settings: dict | None = None) -> Corpus:
   return Corpus(tokenizer, chat=Chat(tokenizer, template), **stores)
 
 
+def corpus_settings(config: CorpusConfig, seed: int) -> dict[str, Any]:
+  """What a corpus is made from, as it comes back from its manifests."""
+  settings = {'corpus': dataclasses.asdict(config), 'seed': seed}
+  # Where a corpus lies is no part of what it is made from.
+  del settings['corpus']['prepared']
+  return json.loads(json.dumps(settings))  # JSON has no tuples
+
+
+def _open_prepared(config) -> Corpus:
+  """The corpus of `longctx prepare`, made with any seed."""
+  directory = Path(config.prepared)
+  if not directory.is_dir():
+    raise ConfigError(
+      f'corpus.prepared={config.prepared}: no such directory. Make it with'
+      f' `longctx prepare --out={config.prepared}` and this --config'
+    )
+  corpus = open_corpus(directory)
+  there = corpus.documents.settings['corpus']
+  for field, value in corpus_settings(config, 0)['corpus'].items():
+    if there.get(field) != value:
+      raise ConfigError(
+        f'corpus.prepared={config.prepared} was made with other settings:'
+        f' corpus.{field} is {there.get(field)} there, {value} here'
+      )
+  return corpus
+
+
 def cache_dir() -> Path:
   """Where downloaded texts are kept between runs."""
   root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
@@ -116,7 +147,7 @@ def cache_dir() -> Path:
 def _write_corpus(config, directory, settings, seed):
   directory.mkdir(parents=True)
   # What is given is looked at before hours of reading.
-  chat = _given_chat(config, directory) if config.tokenizer_path else None
+  chat = given_chat(config, directory) if config.tokenizer_path else None
   training, heldout, keys, doubles = [], [], set(), 0
   for domain, source in config.sources.items():
     found = read_documents(source, domain, cache_dir())
@@ -131,13 +162,8 @@ def _write_corpus(config, directory, settings, seed):
       (heldout if held else training).append(document)
   if doubles:
     log.info('corpus: %d documents left out as doubles of others', doubles)
-  if not training or not heldout:
-    raise ConfigError(
-      f'empty corpus: {len(training)} training and {len(heldout)} held-out'
-      ' documents. Both must be there: raise corpus.sources.*.max_chars or'
-      ' change corpus.heldout_frac'
-    )
-  chat = chat or _trained_chat(config, training, directory)
+  check_both_there(len(training), len(heldout))
+  chat = chat or trained_chat(config, training, directory)
   tokenizer = chat.tokenizer
 
   def write(name, documents):
@@ -154,7 +180,17 @@ def _write_corpus(config, directory, settings, seed):
   write('conversations', stored_conversations(config, chat, training, seed))
 
 
-def _given_chat(config, directory) -> Chat:
+def check_both_there(training: int, heldout: int) -> None:
+  """Raises ConfigError if there are no documents to train or evaluate on."""
+  if not training or not heldout:
+    raise ConfigError(
+      f'empty corpus: {training} training and {heldout} held-out documents.'
+      ' Both must be there: raise corpus.sources.*.max_chars or change'
+      ' corpus.heldout_frac'
+    )
+
+
+def given_chat(config: CorpusConfig, directory: Path) -> Chat:
   """The tokenizer of `config.tokenizer_path`, copied into `directory`."""
   copy_tokenizer(
     config.tokenizer_path,
@@ -180,7 +216,10 @@ def _given_chat(config, directory) -> Chat:
   return Chat(tokenizer, template)
 
 
-def _trained_chat(config, documents, directory) -> Chat:
+def trained_chat(
+  config: CorpusConfig, documents: list[Document], directory: Path
+) -> Chat:
+  """A SentencePiece model of `documents`, written into `directory`."""
   log.info('corpus: training a tokenizer of %d pieces', config.vocab_size)
   texts = [document.text for document in documents]
   repeats = 1 + sum(map(len, texts)) // CHARS_PER_VOCABULARY
@@ -196,33 +235,45 @@ def _trained_chat(config, documents, directory) -> Chat:
 def _tokenised(
   config: CorpusConfig, tokenizer: Tokenizer, documents: list[Document]
 ) -> Iterator[StoredDocument]:
-  """Documents between what `config.bos` and `config.eos` say.
+  """Those of a length that `config.filters` lets through; logs the others."""
+  dropped = Counter()
+  for document, tokens, done in tokenise(config, tokenizer, documents):
+    if tokens is None:
+      dropped[done] += 1
+    else:
+      yield StoredDocument(document.name, document.domain, tokens, None)
+  for kind, count in dropped.items():
+    log.info('corpus: %d documents left out as %s', count, kind)
+  check_any_kept(config, len(documents) - dropped.total(), len(documents))
 
-  Without those of a length that the filters keep out.
+
+def tokenise(
+  config: CorpusConfig, tokenizer: Tokenizer, documents: Iterable[Document]
+) -> Iterator[tuple[Document, np.ndarray | None, str]]:
+  """Tokens of each, between what `config.bos` and `config.eos` say.
+
+  With what `fit_length` did to them: None is left out.
   """
   begin = [tokenizer.bos_id] if config.bos == 'document' else []
   end = [tokenizer.eos_id] if config.eos == 'document' else []
-  dropped = Counter()
   for batch in _batches(documents):
     encoded = tokenizer.encode_batch([document.text for document in batch])
     for document, text in zip(batch, encoded, strict=True):
       tokens = np.concatenate([begin, text, end]).astype(np.int32)
-      tokens, done = fit_length(tokens, config.filters)
-      if tokens is None:
-        dropped[done] += 1
-      else:
-        yield StoredDocument(document.name, document.domain, tokens, None)
-  for kind, count in dropped.items():
-    log.info('corpus: %d documents left out as %s', count, kind)
-  if dropped.total() == len(documents):
+      yield document, *fit_length(tokens, config.filters)
+
+
+def check_any_kept(config: CorpusConfig, kept: int, seen: int) -> None:
+  """Raises ConfigError if the filters left no document of a store."""
+  if not kept:
     raise ConfigError(
-      f'corpus.filters: none of {len(documents)} documents has a length of'
+      f'corpus.filters: none of {seen} documents has a length of'
       f' {config.filters.min_tokens} to {config.filters.max_tokens or "any"}'
       ' tokens'
     )
 
 
-def _batches(documents: list[Document]) -> Iterator[list[Document]]:
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
   """Documents in turn, a new batch when one has `CHARS_PER_BATCH`."""
   batch, chars = [], 0
   for document in documents:

@@ -245,12 +245,12 @@ def sample_slowly(texts, max_chars):
   hashed = {
     f'jsonl/{i}': text
     for i, text in enumerate(texts)
-    if len(documents_module._cut(text, max_chars // 4)) >= MIN_CHARS
+    if len(documents_module.cut_text(text, max_chars // 4)) >= MIN_CHARS
   }
   taken, left = [], max_chars
-  for name in sorted(hashed, key=lambda n: documents_module._hash('order', n)):
-    text = documents_module._cut(hashed[name], max_chars // 4)
-    cut = documents_module._cut(text, left) if left >= MIN_CHARS else ''
+  for name in sorted(hashed, key=lambda n: documents_module.order_of(n)):
+    text = documents_module.cut_text(hashed[name], max_chars // 4)
+    cut = documents_module.cut_text(text, left) if left >= MIN_CHARS else ''
     if len(cut) >= MIN_CHARS:
       taken.append((name, cut))
     left -= len(text)
