@@ -1,0 +1,275 @@
+"""Any number of documents to the corpus that `prepare_corpus` would make.
+
+    list      the sources -> tasks
+    scan      every task: hashes and lengths                    on any machine
+    choose    budgets, equal texts, a sample                    here, in numpy
+    sample    the tasks with sampled documents: their texts     on any machine
+    train     a tokenizer, if none is given                     here
+    write     every task: tokens -> a shard of each store       on any machine
+    finish    conversations, index, manifest, statistics        here
+
+Who runs the tasks is the caller's choice: `run_here` one after the other (a
+tokenizer uses all cores by itself), `prepare_beam.beam_runner` on any runner of
+Apache Beam. The bytes are the same. A task's result is a file that is whole or
+not there, so a run that was killed goes on with the tasks that it lacks, and
+the corpus appears under its name when all is done.
+"""
+
+import functools
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from longctx_jax.corpus_config import CorpusConfig
+from longctx_jax.data import prepare
+from longctx_jax.data.chat import Chat
+from longctx_jax.data.chat_templates import TEMPLATES
+from longctx_jax.data.corpus_statistics import corpus_statistics
+from longctx_jax.data.counts import Counts
+from longctx_jax.data.parts import Document
+from longctx_jax.data.prepare import Corpus, corpus_settings, open_corpus
+from longctx_jax.data.prepare_choice import choose
+from longctx_jax.data.prepare_steps import STORES, Job, Written, run_step
+from longctx_jax.data.prepare_tasks import TASK_BYTES, Work, list_tasks
+from longctx_jax.data.store_format import MANIFEST, PAGE_TOKENS
+from longctx_jax.data.store_writer import finish_store, write_store
+from longctx_jax.data.stored_conversations import stored_conversations
+from longctx_jax.data.tokenizer_files import load_tokenizer
+from longctx_jax.progress import Progress
+from longctx_jax.workdir import write_atomically
+
+log = logging.getLogger(__name__)
+
+STATISTICS = 'statistics.json'
+# ours: what one machine holds in memory and trains a tokenizer on in minutes;
+# the words of a corpus are in it many times over.
+SAMPLE_CHARS = 50_000_000
+
+# Calls the function for each of the numbers, anywhere; `done` tells how many
+# are, at any time.
+Runner = Callable[
+  [Callable[[int], None], Sequence[int], Callable[[], int], Progress], None
+]
+
+
+def run_here(
+  step: Callable[[int], None],
+  numbers: Sequence[int],
+  done: Callable[[], int],
+  progress: Progress,
+) -> None:
+  """A `Runner`: one task after the other, in this process."""
+  for number in numbers:
+    step(number)
+    progress.update(done())
+
+
+def prepare_at_scale(
+  config: CorpusConfig,
+  directory: Path,
+  *,
+  seed: int,
+  run: Runner = run_here,
+  task_bytes: int = TASK_BYTES,
+  page_tokens: int = PAGE_TOKENS,
+  sample_chars: int = SAMPLE_CHARS,
+) -> Corpus:
+  """Makes the corpus in `directory`, or goes on with it, or opens it.
+
+  Its stores hold the documents that `prepare_corpus` stores, in the order in
+  which the sources list them. Tokenizer and conversations are the same too,
+  unless there is more text than `sample_chars`: they are made of that much.
+
+  Raises:
+    ConfigError: as `prepare_corpus`; or a file changed while it was read.
+    OSError: the disk is full, or the like; the same call goes on from there.
+  """
+  directory = Path(directory)
+  settings = corpus_settings(config, seed)
+  if not directory.exists():
+    partial = directory.with_name(f'{directory.name}.partial')
+    job = Job(config, partial, page_tokens)
+    _make(job, settings, seed, run, task_bytes, sample_chars)
+    os.replace(partial, directory)
+  return open_corpus(directory, settings)
+
+
+def _make(job, settings, seed, run, task_bytes, sample_chars):
+  config, work = job.config, Work(job.corpus)
+  tasks = list_tasks(config, prepare.cache_dir(), task_bytes=task_bytes)
+  made_from = {
+    'settings': settings,
+    'page_tokens': job.page_tokens,
+    'sample_chars': sample_chars,
+  }
+  if config.tokenizer_path:
+    made_from['tokenizer'] = load_tokenizer(config.tokenizer_path).fingerprint
+  if work.begin(made_from, tasks):
+    log.info('corpus: going on with what is in %s', job.corpus)
+  # What is given is looked at before hours of reading.
+  chat = _given_chat(config, job.corpus)
+  log.info('corpus: %d tasks of %d sources', len(tasks), len(config.sources))
+  everything = range(len(tasks))
+  _run_all('scan', 'scanned', job, everything, run)
+  counts = _choose(config, work, tasks, sample_chars)
+  documents = _sample(job, work, everything, run, needed=_reads_text(config))
+  chat = chat or _trained_chat(config, documents, job.corpus)
+  job = job._replace(tokenizer_fingerprint=chat.tokenizer.fingerprint)
+  _forget_lost_shards(work, everything)
+  _run_all('write', 'tokenised', job, everything, run)
+  written = [work.load('write', number) for number in everything]
+  counts = sum((each.counts for each in written), counts)
+  counts.check()
+  _finish(job, written, counts, settings)
+  if not _is_finished(job.corpus / 'conversations'):
+    write_store(
+      job.corpus / 'conversations',
+      stored_conversations(config, chat, documents, seed),
+      tokenizer_fingerprint=chat.tokenizer.fingerprint,
+      settings=settings,
+    )
+  statistics = corpus_statistics(
+    open_corpus(job.corpus, settings),
+    counts,
+    num_cut=sum(each.num_cut for each in written),
+  )
+  write_atomically(job.corpus / STATISTICS, json.dumps(statistics, indent=1))
+  work.finish(STORES)
+
+
+def _run_all(step, label, job, numbers, run):
+  """Runs a step on all tasks that lack it.
+
+  Raises:
+    ConfigError, OSError, ...: what a task raised, wherever it ran.
+  """
+  work = Work(job.corpus)
+  work.discard('failed', work.saved('failed'))
+  open_ = [number for number in numbers if not work.has(step, number)]
+  before = len(numbers) - len(open_)
+  if not open_:
+    return
+
+  def done():
+    return len(work.saved(step))
+
+  with Progress(f'corpus: {label}', len(numbers), before) as progress:
+    try:
+      run(functools.partial(run_step, step, job), open_, done, progress)
+    except Exception:
+      if failed := work.saved('failed'):
+        raise work.load('failed', failed[0]) from None
+      raise
+
+
+def _choose(config, work, tasks, sample_chars) -> Counts:
+  """Writes what becomes of each document; returns the counts of the scan."""
+  scanned = [work.load('scan', number) for number in range(len(tasks))]
+  choices = choose(
+    [each.scan for each in scanned],
+    [task.source for task in tasks],
+    [source.max_chars for source in config.sources.values()],
+    deduplicate=config.filters.deduplicate,
+    sample_chars=sample_chars,
+  )
+  training = heldout = 0
+  for number, (choice, each) in enumerate(zip(choices, scanned, strict=True)):
+    work.save('chosen', number, choice)
+    held = each.scan.heldout & (choice.limits > 0)
+    heldout += int(held.sum())
+    training += int((choice.limits > 0).sum() - held.sum())
+  _log_problems(config, tasks, scanned)
+  prepare.check_both_there(training, heldout)
+  return sum((each.counts for each in scanned), Counts())
+
+
+def _log_problems(config, tasks, scanned):
+  """One line for each kind of problem of a source, as `read_documents`."""
+  found, first = Counter(), {}
+  for task, each in zip(tasks, scanned, strict=True):
+    for kind, message in each.problems.items():
+      found[task.source, kind] += each.counts.documents[kind]
+      first.setdefault((task.source, kind), message)
+  domains = list(config.sources)
+  for (source, kind), count in found.items():
+    log.warning(
+      'corpus: %d documents of %s left out as %s, the first: %s',
+      *(count, domains[source], kind, first[source, kind]),
+    )
+
+
+def _reads_text(config) -> bool:
+  """Whether a tokenizer or conversations are made of documents."""
+  return not config.tokenizer_path or any(config.conversations.values())
+
+
+def _sample(job, work, numbers, run, *, needed) -> list[Document]:
+  """The sampled documents, in the order in which `prepare_corpus` has them."""
+  if not needed:
+    return []
+  numbers = [n for n in numbers if work.load('chosen', n).sampled.any()]
+  _run_all('sample', 'sampled', job, numbers, run)
+  documents = []
+  for number in numbers:
+    source = work.load('tasks', number).source
+    documents += [
+      (source, order, number, place, document)
+      for place, (order, document) in enumerate(work.load('sample', number))
+    ]
+  return [document for *_, document in sorted(documents, key=lambda d: d[:4])]
+
+
+def _given_chat(config, directory) -> Chat | None:
+  if not config.tokenizer_path:
+    return None
+  return prepare.given_chat(config, directory)
+
+
+def _trained_chat(config, documents, directory) -> Chat:
+  """The tokenizer that an earlier attempt has trained, or a new one."""
+  if not (directory / 'tokenizer.model').exists():
+    return prepare.trained_chat(config, documents, directory)
+  template = TEMPLATES[config.chat_template]
+  return Chat(load_tokenizer(directory, control=template.control), template)
+
+
+def _is_finished(store: Path) -> bool:
+  return (store / MANIFEST).is_file()
+
+
+def _forget_lost_shards(work, numbers):
+  """A run killed while it named the shards of a store has lost some of them."""
+  for number in numbers:
+    if not work.has('write', number):
+      continue
+    written: Written = work.load('write', number)
+    shards = {name: getattr(written, name) for name in STORES}
+    if any(
+      not _is_finished(work.corpus / name) and not shard.path.is_file()
+      for name, shard in shards.items()
+    ):
+      work.discard('write', [number])
+
+
+def _finish(job, written, counts, settings):
+  stored = sum(
+    getattr(w, name).counts.documents for w in written for name in STORES
+  )
+  if stored != counts.documents['kept']:
+    raise ValueError(
+      f'{counts.documents["kept"]} documents were kept, and {stored} stored'
+    )
+  for name in STORES:
+    shards = [getattr(each, name) for each in written]
+    kept = sum(shard.counts.documents for shard in shards)
+    prepare.check_any_kept(job.config, kept, counts.documents['seen'])
+    if not _is_finished(job.corpus / name):
+      finish_store(
+        job.corpus / name,
+        shards,
+        tokenizer_fingerprint=job.tokenizer_fingerprint,
+        settings=settings,
+      )
