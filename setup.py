@@ -49,6 +49,7 @@ setup(
     'tqdm>=4.66',
   ],
   extras_require={
+    'beam': ['apache-beam>=2.70'],
     'formats': FORMATS,
     'dev': [
       *FORMATS,

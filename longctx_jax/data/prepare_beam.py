@@ -1,0 +1,114 @@
+"""Tasks on any runner of Apache Beam: nothing else here knows of Beam.
+
+    Create(numbers of tasks) -> Reshuffle -> Map(step)
+
+What a step reads and writes lies on a disk that all workers share. Texts and
+tokens never pass through Beam, whose local runner would hold all of them in
+memory to group them.
+"""
+
+import importlib
+import logging
+import re
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.data.prepare_pipeline import Runner
+from longctx_jax.progress import Progress
+
+LOCAL = 'DirectRunner'
+# A process for each core, as Python's threads would take turns; what they log
+# at length about themselves is kept out of sight.
+_LOCAL_WORKER = (
+  f'{shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main'
+  ' 2>/dev/null'
+)
+_LOCAL_WORKERS = 'direct_num_workers'
+_POLL_S = 1.0  # ours: a progress bar moves no faster
+
+
+def beam_runner(runner: str, options: Sequence[str] = ()) -> Runner:
+  """A `Runner` on a Beam runner, such as 'DirectRunner' or 'FlinkRunner'.
+
+  Args:
+    options: what Beam's command line takes, as 'direct_num_workers=4'; a name
+      alone is a switch.
+
+  Raises:
+    ConfigError: Beam is not installed, or an option is malformed.
+  """
+  beam = _import_beam()
+  # Errors come back from the tasks, and in one line.
+  logging.getLogger('apache_beam').setLevel(logging.CRITICAL)
+  flags = _flags(options)
+  if runner != LOCAL:
+    flags.append(f'--runner={runner}')
+  elif not any(f.startswith(f'--{_LOCAL_WORKERS}') for f in flags):
+    flags.append(f'--{_LOCAL_WORKERS}=0')  # as many as there are cores
+
+  def run(
+    step: Callable[[int], None],
+    numbers: Sequence[int],
+    done: Callable[[], int],
+    progress: Progress,
+  ) -> None:
+    pipeline_options = beam.options.pipeline_options.PipelineOptions(flags)
+    stop = threading.Event()
+    watcher = threading.Thread(
+      target=_watch, args=(stop, done, progress), daemon=True
+    )
+    watcher.start()
+    local = _local_runner() if runner == LOCAL else None
+    try:
+      with beam.Pipeline(local, options=pipeline_options) as pipeline:
+        tasks = pipeline | beam.Create(list(numbers), reshuffle=True)
+        _ = tasks | beam.Map(step)
+    finally:
+      stop.set()
+      watcher.join()
+
+  return run
+
+
+def _local_runner():
+  # Not `DirectRunner`, which may choose Prism, a program that it downloads.
+  portability = 'apache_beam.runners.portability'
+  fn_runner = importlib.import_module(f'{portability}.fn_api_runner.fn_runner')
+  environments = importlib.import_module('apache_beam.transforms.environments')
+  return fn_runner.FnApiRunner(
+    environments.SubprocessSDKEnvironment.from_command_string(_LOCAL_WORKER)
+  )
+
+
+def _watch(stop, done, progress):
+  shown, stopped = None, False
+  while not stopped:
+    stopped = stop.wait(_POLL_S)
+    if (now := done()) != shown:
+      progress.update(now)
+      shown = now
+
+
+def _flags(options) -> list[str]:
+  for option in options:
+    if not re.match(r'\w+(=.|$)', option):
+      raise ConfigError(
+        f'--runner_option={option}: give a name and a value, such as'
+        f' {_LOCAL_WORKERS}=4, or the name of a switch'
+      )
+  return [f'--{option}' for option in options]
+
+
+def _import_beam() -> ModuleType:
+  try:
+    importlib.import_module('apache_beam.options.pipeline_options')
+    return importlib.import_module('apache_beam')
+  except ImportError as error:
+    raise ConfigError(
+      f'--runner needs Apache Beam ({error}): pip install "longctx_jax[beam]",'
+      ' or leave --runner out'
+    ) from error

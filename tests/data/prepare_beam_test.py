@@ -1,0 +1,61 @@
+"""Apache Beam runs the same tasks to the same bytes, and errors come back."""
+
+import sys
+
+import pytest
+
+from longctx_jax.config import ConfigError
+from longctx_jax.data.prepare_beam import beam_runner
+from longctx_jax.data.prepare_pipeline import prepare_at_scale
+from tests.data.large_corpus import PREPARE, config_of, write_texts
+from tests.data.prepare_pipeline_test import files_of
+
+
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+  return write_texts(tmp_path_factory.mktemp('texts'))
+
+
+def test_without_beam_one_line_names_the_extra(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'apache_beam', None)
+  with pytest.raises(
+    ConfigError, match=r'pip install "longctx_jax\[beam\]", or leave'
+  ):
+    beam_runner('DirectRunner')
+
+
+@pytest.mark.parametrize('option', ['', '=4', '--a=4', 'a='])
+def test_a_malformed_option_is_shown(option):
+  pytest.importorskip('apache_beam')
+  with pytest.raises(ConfigError, match=f'--runner_option={option}: give a'):
+    beam_runner('DirectRunner', [option])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'options',
+  [('direct_num_workers=2',), ('direct_running_mode=in_memory',)],
+  ids=str,
+)
+def test_the_bytes_are_those_of_a_plain_loop(texts, tmp_path, options):
+  pytest.importorskip('apache_beam')
+  config = config_of(texts)
+  prepare_at_scale(config, tmp_path / 'loop', **PREPARE)
+  run = beam_runner('DirectRunner', options)
+  prepare_at_scale(config, tmp_path / 'beam', run=run, **PREPARE)
+  assert files_of(tmp_path / 'beam') == files_of(tmp_path / 'loop')
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_is_the_one_of_the_plain_loop(texts, tmp_path):
+  pytest.importorskip('apache_beam')
+  source = {'kind': 'jsonl', 'max_chars': 10**6, 'on_problem': 'stop'}
+  source['path'] = str(texts / 'records.jsonl')
+  config = config_of(texts, sources={'records': source})
+  errors = []
+  for run in ({}, {'run': beam_runner('DirectRunner')}):
+    with pytest.raises(ConfigError) as raised:
+      prepare_at_scale(config, tmp_path / 'c', **run, **PREPARE)
+    errors.append(str(raised.value))
+  assert errors[0] == errors[1]
+  assert '\n' not in errors[1]
