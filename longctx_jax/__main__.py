@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,6 +17,9 @@ from longctx_jax.config import (
   from_config_dict,
   stages_from_recipe,
 )
+from longctx_jax.corpus_page import write_corpus_page
+from longctx_jax.data.prepare_beam import beam_runner
+from longctx_jax.data.prepare_pipeline import prepare_at_scale, run_here
 from longctx_jax.data.store_format import StoreError
 from longctx_jax.data.tokenizer import TokenizerError
 from longctx_jax.recipe import rewrite_report, run_recipe
@@ -34,6 +38,10 @@ USAGE = """\
 usage: longctx VERB --config=FILE.py[:options] [--config.field=value] \
 --workdir=DIR
 
+  prepare  make the corpus of a config once, for many runs: each is given
+           --config.corpus.prepared=DIR; --runner=DirectRunner uses all cores
+           longctx prepare --config=configs/longskywork/pretrain.py:tiny \
+--out=runs/corpus
   recipe   run all stages of a recipe, evaluate after each, write a report
            longctx recipe --config=configs/longskywork/recipe.py:tiny \
 --workdir=runs/tiny
@@ -47,12 +55,23 @@ The same command goes on where it stopped. `longctx VERB --help` lists the
 flags of a verb; every field of a config file is one: --config.train.steps=2."""
 
 
-def _parse(verb: str, argv: list[str], *, config: bool) -> flags.FlagValues:
-  """Flags of a verb; exits with one line on a bad one."""
+def _parse(
+  verb: str,
+  argv: list[str],
+  *,
+  config: bool,
+  directory: tuple[str, str] = ('workdir', 'directory of the run'),
+  define: Callable[[flags.FlagValues], None] | None = None,
+) -> flags.FlagValues:
+  """Flags of a verb; exits with one line on a bad one.
+
+  Every verb has a `directory`, and those that it will `define`.
+  """
   values = flags.FlagValues()
-  flags.DEFINE_string(
-    'workdir', None, 'directory of the run', flag_values=values
-  )
+  name, meaning = directory
+  flags.DEFINE_string(name, None, meaning, flag_values=values)
+  if define:
+    define(values)
   if config:
     config_flags.DEFINE_config_file(
       'config',
@@ -79,8 +98,8 @@ def _parse(verb: str, argv: list[str], *, config: bool) -> flags.FlagValues:
     _fail(f'{_flag_error(error, verb, argv)} {hint}')
   if rest:
     _fail(f'unexpected argument {rest[0]!r} {hint}')
-  if not values.workdir:
-    _fail(f'--workdir=DIR is missing {hint}')
+  if not values[name].value:
+    _fail(f'--{name}=DIR is missing {hint}')
   return values
 
 
@@ -140,6 +159,46 @@ def _fail(message: str) -> None:
   raise SystemExit(2)
 
 
+def _define_runner(values: flags.FlagValues) -> None:
+  flags.DEFINE_string(
+    'runner',
+    '',
+    'Apache Beam runner, such as DirectRunner; none needs no Beam, and runs one'
+    ' task after the other in this process',
+    flag_values=values,
+  )
+  flags.DEFINE_multi_string(
+    'runner_option',
+    [],
+    'option of the runner, such as direct_num_workers=4; may be repeated',
+    flag_values=values,
+  )
+
+
+def _prepare(argv: list[str]) -> None:
+  values = _parse(
+    'prepare',
+    argv,
+    config=True,
+    directory=('out', 'directory of the corpus'),
+    define=_define_runner,
+  )
+  if values.runner_option and not values.runner:
+    _fail(
+      '--runner_option is for a --runner: give one (longctx prepare --help)'
+    )
+  if 'stages' in values.config:
+    stage = stages_from_recipe(values.config)[0]
+  else:
+    stage = from_config_dict(StageConfig, values.config)
+  run = run_here
+  if values.runner:
+    run = beam_runner(values.runner, values.runner_option)
+  out = Path(values.out)
+  prepare_at_scale(stage.corpus, out, seed=stage.seed, run=run)
+  print(f'corpus: {out}\nstatistics: {write_corpus_page(out)}')
+
+
 def _recipe(argv: list[str]) -> None:
   values = _parse('recipe', argv, config=True)
   workdir = Path(values.workdir)
@@ -162,7 +221,12 @@ def _report(argv: list[str]) -> None:
   print(rewrite_report(Path(values.workdir)))
 
 
-VERBS = {'recipe': _recipe, 'train': _train, 'report': _report}
+VERBS = {
+  'prepare': _prepare,
+  'recipe': _recipe,
+  'train': _train,
+  'report': _report,
+}
 
 
 def _print_summary(summary: dict, workdir: Path) -> None:

@@ -36,12 +36,31 @@ def run(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
   ('argv', 'says'),
   [
-    (['recipee'], "no verb 'recipee'; there are recipe, train, report"),
+    (
+      ['recipee'],
+      "no verb 'recipee'; there are prepare, recipe, train, report",
+    ),
     (['recipe'], '--config=FILE.py is missing'),
     (['recipe', '--config'], '--config=FILE.py is missing'),
     (['recipe', f'--config={RECIPE}:tiny'], '--workdir=DIR is missing'),
     (['recipe', f'--config={RECIPE}:tiny', '--workdir='], '--workdir=DIR is'),
     (['report'], '--workdir=DIR is missing'),
+    (['prepare'], '--config=FILE.py is missing'),
+    (['prepare', f'--config={PRETRAIN}:tiny'], '--out=DIR is missing'),
+    (
+      [
+        *('prepare', f'--config={PRETRAIN}:tiny', '--out=WORKDIR'),
+        '--runner_option=direct_num_workers=2',
+      ],
+      '--runner_option is for a --runner: give one',
+    ),
+    (
+      [
+        *('prepare', f'--config={RECIPE}:tiny', '--out=WORKDIR'),
+        *('--config.corpus.tokenizer_path=nope.model',),
+      ],
+      'nope.model',
+    ),
     (['report', '--workdir=WORKDIR'], 'holds no run with a finished stage'),
     (
       ['train', '--config=configs/nope.py', '--workdir=WORKDIR'],
@@ -145,11 +164,11 @@ def test_a_wrong_field_is_named_with_its_path(run, config, flag, says):
   assert err.count('\n') == 1
 
 
-@pytest.mark.parametrize('verb', ['recipe', 'train', 'report'])
+@pytest.mark.parametrize('verb', ['prepare', 'recipe', 'train', 'report'])
 def test_help_shows_flags_and_a_command_of_the_verb(run, verb):
   code, out, err = run(verb, '--help')
   assert (code, err) == (0, '')
-  assert '--workdir' in out
+  assert ('--out:' if verb == 'prepare' else '--workdir:') in out
   assert f'longctx {verb} --' in out
   assert ('--config:' in out) == (verb != 'report')
 
