@@ -43,6 +43,7 @@ class Chat:
   Attributes:
     opening: ids before the first text of a conversation without a system.
     asking: ids after a user's text, up to where the answer begins.
+    symbols: names of control symbols by id; to people, for they have no text.
 
   Raises:
     TokenizerError: the tokenizer lacks tokens of the template.
@@ -53,6 +54,10 @@ class Chat:
     self._ids = {name: tokenizer.control_id(name) for name in template.control}
     self._ids |= {'{bos}': tokenizer.bos_id, '{eos}': tokenizer.eos_id}
     self._check_ids()
+    # A marker of the template may be the end of a document too.
+    named = [(self._ids['{bos}'], '<bos>'), (self._ids['{eos}'], '<eos>')]
+    named += [(self._ids[name], name) for name in template.control]
+    self.symbols = {i: name for i, name in named if i is not None}
     self._system = self._frame(template.opening_with_system)
     self._user = self._frame(template.user)
     self._answer = self._frame(template.answer)

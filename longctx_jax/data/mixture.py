@@ -98,8 +98,11 @@ class Mixture:
     self._num_examples = num_examples
     self._seed = seed
     points = [(0, weights), *later]
-    curve = WeightCurve([(at, [w[n] for n in self.names]) for at, w in points])
-    self._served = _served_by_block(curve, math.ceil(num_examples / BLOCK_LEN))
+    self._curve = WeightCurve(
+      [(at, [w[n] for n in self.names]) for at, w in points]
+    )
+    num_blocks = math.ceil(num_examples / BLOCK_LEN)
+    self._served = _served_by_block(self._curve, num_blocks)
 
   def source_of_example(self, i: int) -> tuple[str, int]:
     """The source of example i, and how many it has served before."""
@@ -120,6 +123,12 @@ class Mixture:
       order = self._order(blocks)[:rest]
       counts += np.bincount(order, minlength=len(self.names))
     return dict(zip(self.names, counts.tolist(), strict=True))
+
+  def shares_wanted(self, first: int, stop: int) -> dict[str, float]:
+    """The weights of examples [first, stop), on average."""
+    before, after = self._curve.shares_before(np.array([first, stop]))
+    shares = (after - before) / (stop - first)
+    return dict(zip(self.names, shares.tolist(), strict=True))
 
   def _order(self, block):
     counts = self._served[block + 1] - self._served[block]

@@ -27,6 +27,7 @@ from longctx_jax.data.batch_fields import batch_fields
 from longctx_jax.data.mixture import Mixture
 from longctx_jax.data.prepare import Corpus
 from longctx_jax.data.row_sources import (
+  Origin,
   RowSource,
   StoredRows,
   SyntheticTableRows,
@@ -52,6 +53,15 @@ class DataState(NamedTuple):
   step: int
   seed: int
   fingerprint: str
+
+
+class RowOrigin(NamedTuple):
+  """Where a row of the run comes from, for people to read."""
+
+  source: str  # by its name in the mixture
+  number: int  # of the row, among those of its source
+  epoch_len: int | None  # rows of an epoch of that source; None: has no end
+  slices: list[Origin]
 
 
 class BatchSource:
@@ -100,6 +110,19 @@ class BatchSource:
 
   def __len__(self) -> int:
     return self._num_rows
+
+  def origin(self, i: int) -> RowOrigin:
+    """Which source row i of the run is of, and which documents it is cut from.
+
+    Slices are those of the row, in order.
+    """
+    name, k = self._mixture.source_of_example(i)
+    source = self._sources[name]
+    return RowOrigin(name, k, source.epoch_len, source.origins(k))
+
+  def shares_wanted(self, first: int, stop: int) -> dict[str, float]:
+    """Each source's share of rows [first, stop), as the config weighs them."""
+    return self._mixture.shares_wanted(first, stop)
 
   def __getitem__(self, i: int) -> Batch:
     """Row i of the run, as a Batch of [T] fields."""

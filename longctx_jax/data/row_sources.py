@@ -27,6 +27,15 @@ class Row(NamedTuple):
   slice_lens: np.ndarray  # int64, sums to n
 
 
+class Origin(NamedTuple):
+  """The stretch of a document that a slice of a row is."""
+
+  name: str  # of the document
+  domain: str  # or the kind of conversation
+  start: int  # tokens
+  stop: int  # tokens, exclusive
+
+
 class RowSource(Protocol):
   """Endless rows, each a pure function of its number."""
 
@@ -35,6 +44,10 @@ class RowSource(Protocol):
 
   def row(self, i: int) -> Row:
     """Row i; one past the end begins the next epoch."""
+    ...
+
+  def origins(self, i: int) -> list[Origin]:
+    """Where each slice of row i comes from, for people to read."""
     ...
 
 
@@ -94,14 +107,32 @@ class StoredRows:
 
   def row(self, i: int) -> Row:
     """Row i of the endless sequence of epochs."""
-    epoch, k = divmod(i, len(self._plan))
     tokens, masks, lens = [], [], []
-    for document, start, stop in self._plan.row(int(self._order(epoch)[k])):
-      part, mask = self._store.read(int(self._documents[document]), start, stop)
+    for document, start, stop in self._slices(i):
+      part, mask = self._store.read(document, start, stop)
       tokens.append(part)
       masks.append(mask)
       lens.append(stop - start)
     return Row(np.concatenate(tokens), np.concatenate(masks), np.array(lens))
+
+  def origins(self, i: int) -> list[Origin]:
+    """Names of row i's documents, and which of their tokens it has."""
+    store = self._store
+    return [
+      Origin(
+        store.name(document),
+        store.domain_names[int(store.domain_ids[document])],
+        start,
+        stop,
+      )
+      for document, start, stop in self._slices(i)
+    ]
+
+  def _slices(self, i):
+    """(document of the store, start, stop) of each slice of row i."""
+    epoch, k = divmod(i, len(self._plan))
+    for document, start, stop in self._plan.row(int(self._order(epoch)[k])):
+      yield int(self._documents[document]), start, stop
 
   def _epoch_order(self, epoch):
     rng = np.random.default_rng((*self._seed, 1, epoch))
@@ -193,6 +224,13 @@ class SyntheticTableRows:
       )
     lens = np.array([len(part) for part in tokens])
     return Row(np.concatenate(tokens), np.concatenate(masks), lens)
+
+  def origins(self, i: int) -> list[Origin]:
+    """Numbers of row i's tables; they are made when read, and have no names."""
+    return [
+      Origin(f'table {i}/{k}', 'tables', 0, length)
+      for k, length in enumerate(self.row(i).slice_lens.tolist())
+    ]
 
 
 def make_table_conversation(

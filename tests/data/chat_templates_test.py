@@ -200,6 +200,18 @@ def test_every_template_may_be_configured(name):
   assert set(kinds.__args__) == set(TEMPLATES)
 
 
+def test_control_symbols_have_names_for_people(tmp_path):
+  template = TEMPLATES['chatml']
+  for eos, others in (('<|im_end|>', []), ('</s>', ['<eos>'])):
+    folder = write_folder(tmp_path / eos.strip('</>'), eos_token=eos)
+    tokenizer = load_tokenizer(folder, control=template.control)
+    symbols = Chat(tokenizer, template).symbols
+    # A marker that ends documents too keeps its name; there is no <bos>.
+    assert sorted(symbols.values()) == sorted([*template.control, *others])
+    for name in template.control:
+      assert symbols[tokenizer.control_id(name)] == name
+
+
 def test_the_fingerprint_changes_with_template_and_tokenizer(tmp_path):
   hf = load_tokenizer(write_folder(tmp_path / 'a', bos_token='<s>'))
   other = load_tokenizer(write_folder(tmp_path / 'b', bos_token='</s>'))

@@ -146,6 +146,16 @@ def test_weights_change_linearly_from_step_to_step():
   np.testing.assert_allclose(blocks, [*falling, *[0.2] * 10], atol=1.1 / 128)
 
 
+def test_shares_wanted_are_the_mean_weights():
+  points = [(0, {'a': 1.0, 'b': 0.0}), (100, {'a': 0.5, 'b': 0.5})]
+  mixture = mixture_of(points, 0, 300)
+  slow = slow_shares(points, 300)
+  for first, stop in ((0, 300), (0, 1), (40, 90), (90, 130), (299, 300)):
+    wanted = mixture.shares_wanted(first, stop)
+    mean = (slow[stop] - slow[first]) / (stop - first)
+    np.testing.assert_allclose([wanted['a'], wanted['b']], mean)
+
+
 def test_any_example_can_be_asked_for_first():
   weights = {'a': 0.7, 'b': 0.25, 'c': 0.05}
   expected = served(Mixture(weights, 3, 1000), 1000)

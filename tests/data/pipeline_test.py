@@ -225,6 +225,24 @@ def test_rows_are_of_the_sources_that_the_mixture_names(corpus):
   assert kinds == {'text': 64, 'chat': 32, 'tables': 32}
 
 
+def test_origins_are_those_of_the_rows(corpus):
+  """Segments are slices here, so both must be as long, in the same order."""
+  source = BatchSource(data_config(), corpus, seed=0, num_steps=STEPS)
+  numbers = {}
+  for i in range(len(source)):
+    origin = source.origin(i)
+    lens = np.bincount(source[i].segment_ids)[1:]
+    assert [s.stop - s.start for s in origin.slices] == lens.tolist()
+    numbers.setdefault(origin.source, []).append(origin.number)
+    if origin.source != 'tables':
+      kinds = {'text': {'code', 'docs'}, 'chat': {'extract', 'needle'}}
+      assert {s.domain for s in origin.slices} <= kinds[origin.source]
+      assert origin.epoch_len > 0
+  # Each source counts its own rows, without a gap.
+  assert all(n == list(range(len(n))) for n in numbers.values())
+  assert numbers.keys() == {'text', 'chat', 'tables'}
+
+
 def test_targets_of_conversations_decode_to_answers(corpus):
   tokenizer = corpus.tokenizer
   chat = {'chat': {'kind': 'conversations', 'weight': 1.0}}

@@ -284,3 +284,29 @@ def test_rows_too_short_for_some_annotated_lines_are_filled(corpus):
   tables = dataclasses.replace(ANNOTATED, min_len=32, max_len=72)
   rows = SyntheticTableRows(tables, corpus.chat, 72, (0, 0))
   assert all(0 < len(rows.row(i).tokens) <= 72 for i in range(300))
+
+
+def test_origins_name_the_documents_that_a_row_is_cut_from(corpus):
+  store = corpus.documents
+  number = {
+    (store.domain_names[store.domain_ids[d]], store.name(d)): d
+    for d in range(len(store))
+  }
+  source = DocumentRows('documents', 1.0, ('docs',), 'concat')
+  rows = StoredRows.of_documents(store, source, ROW_LEN, (0, 0))
+  # Into the second epoch, whose order is another.
+  for i in range(rows.epoch_len + 3):
+    parts = [
+      store.read(number[origin.domain, origin.name], origin.start, origin.stop)
+      for origin in rows.origins(i)
+    ]
+    assert slices_of(rows.row(i)) == [tuple(part.tolist()) for part, _ in parts]
+
+
+def test_origins_of_tables_are_one_a_conversation(corpus):
+  rows = SyntheticTableRows(TABLES, corpus.chat, ROW_LEN, (0, 0))
+  lens = rows.row(3).slice_lens.tolist()
+  assert rows.origins(3) == [
+    (f'table 3/{k}', 'tables', 0, length) for k, length in enumerate(lens)
+  ]
+  assert rows.epoch_len is None
