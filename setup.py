@@ -27,7 +27,7 @@ setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=find_packages(include=['longctx_jax', 'longctx_jax.*']),
-  package_data={'longctx_jax': ['templates/*.html']},
+  package_data={'longctx_jax': ['templates/*.html', 'templates/*.css']},
   install_requires=[
     'absl-py',
     'array-record>=0.8',

@@ -10,19 +10,18 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import markupsafe
 
 from longctx_jax import figures
 from longctx_jax.config import StageConfig
 from longctx_jax.data_config import ConversationRows
+from longctx_jax.html_page import commas, percent, write_page
 from longctx_jax.metrics import read_metrics
 from longctx_jax.settings_table import ABSENT, compare_settings
-from longctx_jax.workdir import stage_directory, write_atomically
+from longctx_jax.workdir import stage_directory
 
 Grid = Mapping[str, Mapping[str, float]]
 
@@ -65,11 +64,9 @@ def write_report(stages: tuple[StageConfig, ...], workdir: Path) -> Path:
   """
   runs = [_read_stage(i, stage, workdir) for i, stage in enumerate(stages)]
   summary = json.loads((workdir / 'summary.json').read_text())
-  page = _template().render(**_page(runs, summary))
+  filters = {'duration': duration, 'short_len': short_length, 'cell': cell}
   path = workdir / 'report.html'
-  # Character references read the same in whatever encoding the file is
-  # written and served.
-  write_atomically(path, page.encode('ascii', 'xmlcharrefreplace').decode())
+  write_page(path, _page(runs, summary), filters)
   return path
 
 
@@ -77,24 +74,6 @@ def _read_stage(i, stage, workdir):
   directory = stage_directory(workdir, i, stage.name)
   results = json.loads((directory / 'results.json').read_text())
   return StageRun(stage, results, read_metrics(directory / 'metrics.jsonl'))
-
-
-def _template():
-  environment = jinja2.Environment(
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters |= {
-    'percent': percent,
-    'commas': commas,
-    'duration': duration,
-    'short_len': short_length,
-    'cell': cell,
-  }
-  source = resources.files('longctx_jax') / 'templates' / 'report.html'
-  return environment.from_string(source.read_text('utf-8'))
 
 
 def _page(runs, summary):
@@ -143,21 +122,6 @@ def _heatmap_grids(runs):
 
 
 # Numbers as text -------------------------------------------------------------
-
-
-def percent(share: float) -> str:
-  """A share as a percentage; 0% and 100% are kept for none and all."""
-  if math.isnan(share):
-    return ABSENT
-  rounded = round(100 * share)
-  if 0 < share < 1:
-    rounded = min(max(rounded, 1), 99)
-  return f'{rounded}%'
-
-
-def commas(number: float) -> str:
-  """A number in full, with separators."""
-  return f'{number:,.0f}'
 
 
 def short_length(tokens: int) -> str:
