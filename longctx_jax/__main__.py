@@ -22,6 +22,7 @@ from longctx_jax.data.prepare_beam import beam_runner
 from longctx_jax.data.prepare_pipeline import prepare_at_scale, run_here
 from longctx_jax.data.store_format import StoreError
 from longctx_jax.data.tokenizer import TokenizerError
+from longctx_jax.inspection.stage import inspect_stage
 from longctx_jax.recipe import rewrite_report, run_recipe
 
 # What a user can cause and mend: one line, no traceback.
@@ -50,6 +51,9 @@ usage: longctx VERB --config=FILE.py[:options] [--config.field=value] \
 --workdir=runs/pretrain
   report   write the report of a workdir again
            longctx report --workdir=runs/tiny
+  inspect  show the rows of a step, and what the steps after it take
+           longctx inspect --config=configs/longskywork/recipe.py:tiny \
+--workdir=runs/tiny --stage=cip
 
 The same command goes on where it stopped. `longctx VERB --help` lists the
 flags of a verb; every field of a config file is one: --config.train.steps=2."""
@@ -221,11 +225,52 @@ def _report(argv: list[str]) -> None:
   print(rewrite_report(Path(values.workdir)))
 
 
+def _inspect(argv: list[str]) -> None:
+  values = _parse('inspect', argv, config=True, define=_inspect_flags)
+  if 'stages' in values.config:
+    stages = stages_from_recipe(values.config)
+  else:
+    stages = (from_config_dict(StageConfig, values.config),)
+  # Documents may hold characters that a terminal lacks.
+  sys.stdout.reconfigure(errors='replace')
+  # No accelerator is needed, and a run may be holding the one that is there.
+  jax.config.update('jax_platforms', 'cpu')
+  print(
+    inspect_stage(
+      stages,
+      Path(values.workdir),
+      name=values.stage,
+      step=values.step,
+      num_rows=values.rows,
+      num_steps=values.steps,
+      text=values.text,
+    )
+  )
+
+
+def _inspect_flags(values: flags.FlagValues) -> None:
+  flags.DEFINE_string(
+    'stage', '', 'stage of a recipe, else its first', flag_values=values
+  )
+  for name, default, least, what in (
+    ('step', 0, 0, 'step whose rows are shown, from 0'),
+    ('rows', 4, 1, 'how many of its rows'),
+    ('steps', 10, 1, 'how many steps are counted from there on'),
+  ):
+    flags.DEFINE_integer(
+      name, default, what, lower_bound=least, flag_values=values
+    )
+  flags.DEFINE_bool(
+    'text', False, 'print instead of writing inspect.html', flag_values=values
+  )
+
+
 VERBS = {
   'prepare': _prepare,
   'recipe': _recipe,
   'train': _train,
   'report': _report,
+  'inspect': _inspect,
 }
 
 

@@ -44,6 +44,24 @@ ALLOWED = {
     'longctx_jax.progress',
     'longctx_jax.workdir',  # write_atomically
   ),
+  'longctx_jax.html_page': (
+    'longctx_jax.settings_table',
+    'longctx_jax.workdir',
+  ),
+  'longctx_jax.inspection.': (
+    'longctx_jax.inspection.',
+    'longctx_jax.data.',
+    'longctx_jax.ops.',
+    'longctx_jax.batch',
+    'longctx_jax.config',
+    'longctx_jax.config_from_dict',
+    'longctx_jax.data_config',
+    'longctx_jax.figures',
+    'longctx_jax.html_page',
+    'longctx_jax.settings_table',
+    'longctx_jax.sharding',
+    'longctx_jax.workdir',
+  ),
   'configs.': ('configs.',),
 }
 # Module -> what it must not import, directly.

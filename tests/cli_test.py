@@ -36,10 +36,7 @@ def run(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
   ('argv', 'says'),
   [
-    (
-      ['recipee'],
-      "no verb 'recipee'; there are prepare, recipe, train, report",
-    ),
+    (['recipee'], "no verb 'recipee'; there are prepare, recipe, train"),
     (['recipe'], '--config=FILE.py is missing'),
     (['recipe', '--config'], '--config=FILE.py is missing'),
     (['recipe', f'--config={RECIPE}:tiny'], '--workdir=DIR is missing'),
@@ -93,6 +90,22 @@ def run(monkeypatch, capsys, tmp_path):
     (
       ['recipe', f'--config={PRETRAIN}:tiny', '--workdir=WORKDIR'],
       'A file of one stage is run by `longctx train`',
+    ),
+    (
+      ['inspect', f'--config={RECIPE}:tiny', '--workdir=WORKDIR', '--stage=x'],
+      '--stage=x: there is no such stage, only pretrain, cip, sft, long_sft',
+    ),
+    (
+      ['inspect', f'--config={RECIPE}:tiny', '--workdir=WORKDIR', '--rows=0'],
+      'flag --rows=0: 0 is not',
+    ),
+    (
+      ['inspect', f'--config={RECIPE}:tiny', '--workdir=WORKDIR', '--step=-1'],
+      'flag --step=-1: -1 is not',
+    ),
+    (
+      ['report', '--workdir=WORKDIR', '--step=1'],
+      "Unknown command line flag 'step'",
     ),
   ],
   ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
@@ -164,7 +177,7 @@ def test_a_wrong_field_is_named_with_its_path(run, config, flag, says):
   assert err.count('\n') == 1
 
 
-@pytest.mark.parametrize('verb', ['prepare', 'recipe', 'train', 'report'])
+@pytest.mark.parametrize('verb', list(cli.VERBS))
 def test_help_shows_flags_and_a_command_of_the_verb(run, verb):
   code, out, err = run(verb, '--help')
   assert (code, err) == (0, '')

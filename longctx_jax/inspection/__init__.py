@@ -1,0 +1,1 @@
+"""`longctx inspect`: rows, masks and counts, for looking at."""
