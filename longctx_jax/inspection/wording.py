@@ -10,8 +10,16 @@ def counted(number: float, noun: str) -> str:
 
 
 def share_text(share: float | None) -> str:
-  """A share with a digit behind the point; '-' of nothing."""
-  return '-' if share is None else f'{100 * share:.1f}%'
+  """A share with a digit behind the point; '-' of nothing.
+
+  0.0% and 100.0% are kept for none and all.
+  """
+  if share is None:
+    return '-'
+  text = f'{100 * share:.1f}%'
+  if text == '0.0%' and share > 0:
+    return '<0.1%'
+  return '>99.9%' if text == '100.0%' and share < 1 - 1e-9 else text
 
 
 def epochs_text(epochs: tuple[float, float] | None) -> str:

@@ -14,6 +14,7 @@ import pytest
 from longctx_jax.inspection.as_text import CLOSE, OPEN, as_text
 from longctx_jax.inspection.page import bars, write_inspection
 from longctx_jax.inspection.rows import inspect_step
+from longctx_jax.inspection.wording import share_text
 from tests import small
 from tests.inspection.made_rows import (
   batch_of,
@@ -218,6 +219,17 @@ def test_positions_that_restart_are_in_the_table(corpus, write):
       f'{stretch.segment}',
       f'0-{n - 1}',
     ]
+
+
+@pytest.mark.parametrize(
+  ('share', 'text'),
+  [
+    *((None, '-'), (0, '0.0%'), (1e-6, '<0.1%'), (0.1234, '12.3%')),
+    *((0.9999, '>99.9%'), (0.1 + 0.2 + 0.7 - 1e-16, '100.0%'), (1, '100.0%')),
+  ],
+)
+def test_shares_keep_none_and_all_for_none_and_all(share, text):
+  assert share_text(share) == text
 
 
 def test_the_terminal_says_the_same_counts(corpus):
