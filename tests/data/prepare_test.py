@@ -18,7 +18,13 @@ from longctx_jax.data.sentencepiece_tokenizer import (
 from longctx_jax.data.store_format import StoreError
 from longctx_jax.data.tokenizer import TokenizerError
 from tests import small
-from tests.data.made_texts import config_of, fingerprints, names_of, read
+from tests.data.made_texts import (
+  WORDS,
+  config_of,
+  fingerprints,
+  names_of,
+  read,
+)
 
 
 def test_the_same_config_and_seed_give_the_same_corpus(
