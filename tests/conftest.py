@@ -10,6 +10,7 @@ os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 import jax
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from longctx_jax.data.prepare import prepare_corpus
 from tests import small
@@ -23,6 +24,18 @@ jax.config.update('jax_cpu_enable_async_dispatch', False)
 COMPILED = tempfile.TemporaryDirectory()
 jax.config.update('jax_compilation_cache_dir', COMPILED.name)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+# Drawn examples: a few in the default selection, hypothesis' own hundred where
+# slow tests run too. No deadlines: a machine may have other work.
+settings.register_profile('few', max_examples=25, deadline=None)
+settings.register_profile('many', max_examples=100, deadline=None)
+
+
+def pytest_configure(config):
+  settings.load_profile(
+    'few' if config.option.markexpr == 'not slow' else 'many'
+  )
 
 
 @pytest.fixture(scope='session')

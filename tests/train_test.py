@@ -111,6 +111,7 @@ def test_two_and_two_steps_equal_four_bit_for_bit(corpus, tmp_path):
   assert [m['step'] for m in read_metrics(tmp_path / 'killed/metrics.jsonl')]
 
 
+@pytest.mark.slow
 def test_metrics_count_the_work_of_attention(corpus, tmp_path, caplog):
   config = small.stage_config(mesh={'fsdp': 2, 'context': 4})
   with caplog.at_level(logging.INFO):

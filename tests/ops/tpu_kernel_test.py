@@ -164,14 +164,8 @@ def test_bfloat16_inputs_give_float32_results_near_those_of_float32():
   assert_equal_to_dense(arrays, where, rel=2**-8)
 
 
-@pytest.mark.parametrize(
-  'kind',
-  [
-    'ring',
-    pytest.param('allgather', marks=pytest.mark.slow),
-    pytest.param('ulysses', marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['ring', 'allgather', 'ulysses'])
 def test_kernels_on_shards_equal_dense_attention(kind):
   """Zigzag on two shards of 300 tokens; documents of both, of one, padding."""
   attend = functools.partial(
