@@ -113,6 +113,7 @@ def shrink_to_laptop(config: ConfigDict) -> None:
   config.source = f'{config.source}, laptop size'
   config.corpus = ConfigDict(
     {
+      **config.corpus.to_dict(),
       # Real text that is there, or downloads by name in seconds.
       'sources': {
         'code': {'kind': 'packages', 'max_chars': 1_500_000},
@@ -120,8 +121,6 @@ def shrink_to_laptop(config: ConfigDict) -> None:
         'books': text_source('books', 1_500_000),
         'docs': {'kind': 'docs', 'max_chars': 1_000_000},
       },
-      'filters': all_documents(),
-      'prepared': '',
       'vocab_size': 2048,
       'heldout_frac': 0.05,
       # The needle's wording is in here, at the short length only: whether
@@ -133,15 +132,6 @@ def shrink_to_laptop(config: ConfigDict) -> None:
         'needle': 12_000,
       },
       'max_conversation_len': 128,
-      # As in longskywork/pretrain.py.
-      'tokenizer_path': '',
-      'added_tokens': (),
-      'bos_token': '',
-      'eos_token': '',
-      'bos': 'document',
-      'eos': 'document',
-      'chat_template': 'plain',
-      'conversation_files': {},
     }
   )
   config.model.update(

@@ -282,5 +282,5 @@ def _check_finite(metrics, step, config, source):
         f'{config.name}: {name} is {metrics[name]} at step {step}, on rows'
         f' {first}..{last} of seed {config.seed}, data {source.fingerprint}.'
         ' The last checkpoint was saved before it; lower optimizer.peak_lr or'
-        ' look at these rows'
+        f' look at these rows: longctx inspect --step={step}'
       )

@@ -206,6 +206,7 @@ def test_a_non_finite_loss_stops_the_run_and_saves_nothing_of_it(
   checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=2)
   state, data, _ = checkpoints.restore_latest(init_state(config, mesh))
   bad_step = int(message.split('at step ')[1].split(',')[0])
+  assert message.endswith(f'longctx inspect --step={bad_step}')
   assert data.step <= bad_step
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 

@@ -16,6 +16,7 @@ from longctx_jax.data.tokenizer import (
   TokenizerError,
   encode_without_control,
   fingerprint_of,
+  read_model,
 )
 
 
@@ -40,12 +41,7 @@ class HuggingFaceTokenizer:
     eos_token: str = '',
     control: Sequence[str] = (),
   ):
-    try:
-      model = Path(path).read_bytes()
-    except OSError as error:
-      raise TokenizerError(
-        f'cannot read the tokenizer {path}: {error.strerror}'
-      ) from error
+    model = read_model(path)
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
     except Exception as error:  # the library raises nothing more precise

@@ -18,6 +18,7 @@ from longctx_jax.data.tokenizer import (
   TokenizerError,
   encode_without_control,
   fingerprint_of,
+  read_model,
 )
 
 # SentencePiece writes a space as this character, and reads it back as one.
@@ -44,12 +45,7 @@ class SentencePieceTokenizer:
     eos_token: str = '',
     control: Sequence[str] = (),
   ):
-    try:
-      model = Path(path).read_bytes()
-    except OSError as error:
-      raise TokenizerError(
-        f'cannot read the tokenizer {path}: {error.strerror}'
-      ) from error
+    model = read_model(path)
     self._processor = sentencepiece.SentencePieceProcessor()
     try:
       self._processor.LoadFromSerializedProto(model)

@@ -9,6 +9,7 @@ opened by `tokenizer_files.load_tokenizer`.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +40,16 @@ class Tokenizer(Protocol):
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """The text of `ids`; control symbols give nothing."""
+
+
+def read_model(path: Path | str) -> bytes:
+  """A tokenizer's file; TokenizerError if it cannot be read."""
+  try:
+    return Path(path).read_bytes()
+  except OSError as error:
+    raise TokenizerError(
+      f'cannot read the tokenizer {path}: {error.strerror}'
+    ) from error
 
 
 def encode_without_control(
