@@ -49,6 +49,8 @@ class ModelConfig:
   # What computes 'blockwise': see ops.kernels.choice.
   attention_kernel: Literal['auto', 'xla', 'pallas', 'cudnn'] = 'auto'
   loss_chunk_len: int = 2048
+  # Whether queries, keys and values have a bias, as in Qwen2.
+  qkv_bias: bool = False
   # Layers written out per step of the scan. On CPUs a scanned layer runs its
   # element-wise work on one core, so small models unroll them all (-1).
   scan_unroll: int = 1

@@ -87,6 +87,10 @@ class Attention(nnx.Module):
     self.key = _kernel(rngs, (D, K, H), D, *how)
     self.value = _kernel(rngs, (D, K, H), D, *how)
     self.out = _kernel(rngs, (N, H, D), N * H, *how)
+    if config.qkv_bias:
+      self.query_bias = nnx.Param(jnp.zeros((N, H), config.param_dtype))
+      self.key_bias = nnx.Param(jnp.zeros((K, H), config.param_dtype))
+      self.value_bias = nnx.Param(jnp.zeros((K, H), config.param_dtype))
     self.config, self.rope, self.parallel = config, rope, parallel
 
   @typed
@@ -108,14 +112,25 @@ class Attention(nnx.Module):
       frequencies=frequencies,
       scale=scale,
     )
-    kernels = (self.query, self.key, self.value)
-    q, k, v = (
-      jnp.einsum('BTD,DNH->BTNH', x, kernel[...].astype(x.dtype))
-      for kernel in kernels
-    )
+    q, k, v = self._project(x)
     attend = attention_path(config, self.parallel, x.shape[1])
     out = attend(rotate(q), rotate(k), v, segment_ids=segment_ids)
     return jnp.einsum('BTNH,NHD->BTD', out, self.out[...].astype(x.dtype))
+
+  def _project(self, x):
+    """Queries [B, T, N, H], keys and values [B, T, K, H]."""
+    kernels = (self.query, self.key, self.value)
+    projected = [
+      jnp.einsum('BTD,DNH->BTNH', x, kernel[...].astype(x.dtype))
+      for kernel in kernels
+    ]
+    if not self.config.qkv_bias:
+      return projected
+    biases = (self.query_bias, self.key_bias, self.value_bias)
+    return [
+      y + bias[...].astype(x.dtype)[None, None]
+      for y, bias in zip(projected, biases, strict=True)
+    ]
 
 
 def attention_path(

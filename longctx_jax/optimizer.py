@@ -42,8 +42,8 @@ def make_optimizer(
   """Global-norm clipping, then AdamW or Muon with decoupled weight decay.
 
   Muon (optax.contrib.muon) takes the matrices inside the layers; embeddings,
-  unembedding and norms go to Adam at `adam_peak_lr`, without weight decay. With
-  AdamW all but the norm scales decay.
+  unembedding, norms and biases go to Adam at `adam_peak_lr`, without weight
+  decay. With AdamW all but norm scales and biases decay.
   """
   schedule = make_schedule(config, config.peak_lr, steps)
   if config.name == 'adamw':
@@ -103,5 +103,5 @@ def _muon_dimension_numbers(params):
 
 def _is_decayed(params):
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: leaf_name(path) != 'scale', params
+    lambda path, _: not leaf_name(path).endswith(('scale', '_bias')), params
   )

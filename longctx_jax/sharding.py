@@ -26,6 +26,9 @@ PARAM_SPECS = {
   'query': P(None, 'fsdp', 'tensor', None),  # [L, D, N, H]
   'key': P(None, 'fsdp', 'tensor', None),  # [L, D, K, H]
   'value': P(None, 'fsdp', 'tensor', None),
+  'query_bias': P(None, 'tensor', None),  # [L, N, H]
+  'key_bias': P(None, 'tensor', None),
+  'value_bias': P(None, 'tensor', None),
   'out': P(None, 'tensor', None, 'fsdp'),  # [L, N, H, D]
   'gate': P(None, 'fsdp', 'tensor'),  # [L, D, F]
   'up': P(None, 'fsdp', 'tensor'),

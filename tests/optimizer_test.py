@@ -42,11 +42,15 @@ INPUT_AXES = {
   'up': 1,
   'down': 1,
 }
+BIASES = ('query_bias', 'key_bias', 'value_bias')
+NOT_DECAYED = ('scale', *BIASES)
 
 
 @pytest.fixture(scope='module')
 def params():
-  config = dataclasses.replace(small.stage_config().model, vocab_size=24)
+  config = dataclasses.replace(
+    small.stage_config().model, vocab_size=24, qkv_bias=True
+  )
   return graph_and_params(config, RopeConfig(10_000.0))[1]
 
 
@@ -163,7 +167,9 @@ def test_under_muon_adam_takes_embeddings_and_norms_at_its_own_rate(params):
         size, config.adam_peak_lr * (0.9 / 1.9 + 1), rtol=1e-3
       )
       assert (np.sign(update) == -np.sign(grad)).all()
-  assert sorted(seen) == ['embedding', *['scale'] * 3, 'unembedding']
+  assert sorted(seen) == sorted(
+    ['embedding', 'unembedding', *['scale'] * 3, *BIASES]
+  )
 
 
 def test_adamw_behind_a_clip_equals_its_formula(params):
@@ -181,13 +187,13 @@ def test_adamw_behind_a_clip_equals_its_formula(params):
   ):
     m = 0.1 * (0.9 * g0 + g1) / (1 - 0.9**2)
     v = 0.05 * (0.95 * g0**2 + g1**2) / (1 - 0.95**2)
-    decay = 0.0 if name == 'scale' else 0.1 * p
+    decay = 0.0 if name in NOT_DECAYED else 0.1 * p
     expected = -PEAK * (m / (np.sqrt(v) + 1e-8) + decay)
     np.testing.assert_allclose(update, expected, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize('name', ['adamw', 'muon'])
-def test_weight_decay_shrinks_matrices_and_leaves_norm_scales_alone(
+def test_weight_decay_shrinks_matrices_and_leaves_scales_and_biases_alone(
   name, params
 ):
   config = dataclasses.replace(CONFIG, name=name, weight_decay=0.1)
@@ -196,7 +202,9 @@ def test_weight_decay_shrinks_matrices_and_leaves_norm_scales_alone(
   for (leaf, update), (_, p) in zip(
     named_leaves(updates), named_leaves(params), strict=True
   ):
-    decayed = leaf in INPUT_AXES or (name == 'adamw' and leaf != 'scale')
+    decayed = leaf in INPUT_AXES or (
+      name == 'adamw' and leaf not in NOT_DECAYED
+    )
     np.testing.assert_allclose(
       update, -PEAK * 0.1 * p if decayed else 0 * p, rtol=1e-5, atol=1e-12
     )
