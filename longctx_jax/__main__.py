@@ -1,16 +1,14 @@
 """`longctx VERB --flags`: verbs to functions, and errors to one clear line."""
 
 import logging
-import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from longctx_jax.checkpoint import CheckpointError
+from longctx_jax.command_line import USAGE, fail, parse_flags
 from longctx_jax.config import (
   ConfigError,
   StageConfig,
@@ -35,133 +33,6 @@ USER_ERRORS = (
   TokenizerError,
 )
 
-USAGE = """\
-usage: longctx VERB --config=FILE.py[:options] [--config.field=value] \
---workdir=DIR
-
-  prepare  make the corpus of a config once, for many runs: each is given
-           --config.corpus.prepared=DIR; --runner=DirectRunner uses all cores
-           longctx prepare --config=configs/longskywork/pretrain.py:tiny \
---out=runs/corpus
-  recipe   run all stages of a recipe, evaluate after each, write a report
-           longctx recipe --config=configs/longskywork/recipe.py:tiny \
---workdir=runs/tiny
-  train    run one stage alone, evaluate it, write a report
-           longctx train --config=configs/longskywork/pretrain.py:tiny \
---workdir=runs/pretrain
-  report   write the report of a workdir again
-           longctx report --workdir=runs/tiny
-  inspect  show the rows of a step, and what the steps after it take
-           longctx inspect --config=configs/longskywork/recipe.py:tiny \
---workdir=runs/tiny --stage=cip
-
-The same command goes on where it stopped. `longctx VERB --help` lists the
-flags of a verb; every field of a config file is one: --config.train.steps=2."""
-
-
-def _parse(
-  verb: str,
-  argv: list[str],
-  *,
-  config: bool,
-  directory: tuple[str, str] = ('workdir', 'directory of the run'),
-  define: Callable[[flags.FlagValues], None] | None = None,
-) -> flags.FlagValues:
-  """Flags of a verb; exits with one line on a bad one.
-
-  Every verb has a `directory`, and those that it will `define`.
-  """
-  values = flags.FlagValues()
-  name, meaning = directory
-  flags.DEFINE_string(name, None, meaning, flag_values=values)
-  if define:
-    define(values)
-  if config:
-    config_flags.DEFINE_config_file(
-      'config',
-      None,
-      'config file, with :options behind it, such as :tiny',
-      lock_config=True,
-      flag_values=values,
-      sys_argv=argv,
-    )
-  if '--help' in argv or '-h' in argv:
-    _print_help(verb, values)
-  hint = f'(longctx {verb} --help)'
-  if config:
-    _prepare_to_import(_config_file(argv), hint)
-  try:
-    rest = values([f'longctx {verb}', *argv])[1:]
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-  ) as error:
-    _fail(f'{_flag_error(error, verb, argv)} {hint}')
-  if rest:
-    _fail(f'unexpected argument {rest[0]!r} {hint}')
-  if not values[name].value:
-    _fail(f'--{name}=DIR is missing {hint}')
-  return values
-
-
-def _config_file(argv: list[str]) -> str:
-  """The file that --config=FILE.py:options names, or ''."""
-  for i, flag in enumerate(argv):
-    name, equals, value = flag.partition('=')
-    if name in ('--config', '-config'):
-      file = value if equals else ''.join(argv[i + 1 : i + 2])
-      return file.partition(':')[0]
-  return ''
-
-
-def _prepare_to_import(file: str, hint: str) -> None:
-  """Lets a config file import its neighbours, wherever longctx is run from."""
-  if not file:
-    _fail(f'--config=FILE.py is missing {hint}')
-  if not Path(file).is_file():
-    _fail(f'--config={file}: no such file {hint}')
-  root = Path(file).resolve().parent
-  while (root / '__init__.py').exists():
-    root = root.parent
-  if str(root) not in sys.path:
-    sys.path.insert(0, str(root))
-
-
-def _flag_error(error: Exception, verb: str, argv: list[str]) -> str:
-  """One line of what absl and ml_collections say in several or in one word."""
-  text = str(error.args[0] if error.args else error).strip()
-  if 'Traceback' in text:  # of get_config; its last line is the message
-    return f'--config: {text.splitlines()[-1].partition(": ")[2]}'
-  if text.startswith("'"):
-    # "'trian'\nDid you mean ...", quoted once or twice, without its flag.
-    field = re.search(r'\w+', text)[0]
-    given = [f.partition('=')[0] for f in argv if f.startswith('--config.')]
-    flag = next((f for f in given if field in f.split('.')), '--config')
-    meant = re.search(r'Did you mean "(\w+)"', text)
-    advice = f'; did you mean {meant[1]}?' if meant else ''
-    if verb == 'recipe' and flag.split('.')[1:2] == [field]:
-      advice += '; fields of a stage are --config.stages.STAGE.FIELD'
-    return f'{flag}: no field {field!r}{advice}'
-  if 'get_config' in text:
-    return f'--config={_config_file(argv)}: the file has no get_config()'
-  return ' '.join(text.split())
-
-
-def _print_help(verb, values):
-  print(USAGE)
-  print(f'\nflags of {verb}:')
-  for name in values:
-    print(f'  --{name}: {values[name].help}')
-  raise SystemExit(0)
-
-
-def _fail(message: str) -> None:
-  print(f'longctx: {message}', file=sys.stderr)
-  raise SystemExit(2)
-
 
 def _define_runner(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
@@ -180,7 +51,7 @@ def _define_runner(values: flags.FlagValues) -> None:
 
 
 def _prepare(argv: list[str]) -> None:
-  values = _parse(
+  values = parse_flags(
     'prepare',
     argv,
     config=True,
@@ -188,9 +59,7 @@ def _prepare(argv: list[str]) -> None:
     define=_define_runner,
   )
   if values.runner_option and not values.runner:
-    _fail(
-      '--runner_option is for a --runner: give one (longctx prepare --help)'
-    )
+    fail('--runner_option is for a --runner: give one (longctx prepare --help)')
   if 'stages' in values.config:
     stage = stages_from_recipe(values.config)[0]
   else:
@@ -204,7 +73,7 @@ def _prepare(argv: list[str]) -> None:
 
 
 def _recipe(argv: list[str]) -> None:
-  values = _parse('recipe', argv, config=True)
+  values = parse_flags('recipe', argv, config=True)
   workdir = Path(values.workdir)
   _print_summary(
     run_recipe(stages_from_recipe(values.config), workdir), workdir
@@ -212,21 +81,21 @@ def _recipe(argv: list[str]) -> None:
 
 
 def _train(argv: list[str]) -> None:
-  values = _parse('train', argv, config=True)
+  values = parse_flags('train', argv, config=True)
   if 'stages' in values.config:
-    _fail('this config is of several stages: it is run by `longctx recipe`')
+    fail('this config is of several stages: it is run by `longctx recipe`')
   stage = from_config_dict(StageConfig, values.config)
   workdir = Path(values.workdir)
   _print_summary(run_recipe((stage,), workdir), workdir)
 
 
 def _report(argv: list[str]) -> None:
-  values = _parse('report', argv, config=False)
+  values = parse_flags('report', argv, config=False)
   print(rewrite_report(Path(values.workdir)))
 
 
 def _inspect(argv: list[str]) -> None:
-  values = _parse('inspect', argv, config=True, define=_inspect_flags)
+  values = parse_flags('inspect', argv, config=True, define=_inspect_flags)
   if 'stages' in values.config:
     stages = stages_from_recipe(values.config)
   else:
@@ -304,7 +173,7 @@ def main() -> None:
     raise SystemExit(0 if argv else 2)
   verb, *rest = argv
   if verb not in VERBS:
-    _fail(f'no verb {verb!r}; there are {", ".join(VERBS)}')
+    fail(f'no verb {verb!r}; there are {", ".join(VERBS)}')
   logging.basicConfig(
     level=logging.WARNING,
     format='%(asctime)s %(message)s',
@@ -325,7 +194,7 @@ def main() -> None:
     print(f'longctx: {error}', file=sys.stderr)
     raise SystemExit(1) from None
   except KeyboardInterrupt:
-    _fail('interrupted; the same command goes on where it stopped')
+    fail('interrupted; the same command goes on where it stopped')
 
 
 if __name__ == '__main__':
