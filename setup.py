@@ -34,6 +34,7 @@ setup(
     'beartype>=0.19',
     'faker>=30',
     'flax>=0.12',
+    'gguf>=0.10',
     'grain>=0.2.12',
     'jax>=0.10',
     'jaxtyping>=0.3',
@@ -43,6 +44,7 @@ setup(
     'numpy>=2',
     'optax>=0.2.6',
     'orbax-checkpoint>=0.11.30',
+    'safetensors>=0.8',
     'sentencepiece>=0.2.1',
     'tensorboardX>=2.6',
     'tokenizers>=0.20',
@@ -51,6 +53,8 @@ setup(
   extras_require={
     'beam': ['apache-beam>=2.70'],
     'formats': FORMATS,
+    # What our models are compared with; torch's wheel may be gigabytes.
+    'parity': ['torch>=2.6', 'transformers>=4.57'],
     'dev': [
       *FORMATS,
       'hypothesis>=6.100',

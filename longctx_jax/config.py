@@ -146,7 +146,8 @@ class TrainConfig:
   micro_batches: int
   # 'none' | 'weights' | 'weights_and_optimizer': taken over from before.
   carry_over: Literal['none', 'weights', 'weights_and_optimizer']
-  # Checkpoint directory of the previous stage; the recipe fills it in.
+  # What a first stage takes over: a model folder (longctx convert), or the
+  # checkpoints/ directory of a stage of another run.
   init_from: str = ''
   log_every: int = 10
 

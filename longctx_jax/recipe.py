@@ -12,15 +12,16 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from longctx_jax import sharding
 from longctx_jax.checkpoint import restore_state
 from longctx_jax.config import (
   ConfigError,
+  RopeConfig,
   StageConfig,
   config_hash,
-  from_config_dict,
 )
 from longctx_jax.data.prepare import Corpus, prepare_corpus
 from longctx_jax.evals.needle import mean_by_length
@@ -29,8 +30,10 @@ from longctx_jax.evals.runner import evaluate, needle_grids
 from longctx_jax.optimizer import reset_schedule
 from longctx_jax.report import write_report
 from longctx_jax.train import TrainState, init_state, train
+from longctx_jax.weights.start import is_model_folder, open_for, start_params
 from longctx_jax.workdir import (
   claim_workdir,
+  read_stages,
   stage_directory,
   write_atomically,
 )
@@ -57,6 +60,8 @@ def run_recipe(
   meshes = [sharding.make_mesh(stage.mesh) for stage in stages]
   for stage, mesh in zip(stages, meshes, strict=True):
     sharding.check_divisible(stage, mesh)
+  if is_model_folder(stages[0].train.init_from):
+    open_for(stages[0])  # found out now, not after the corpus is made
   claim_workdir(
     workdir, {'stages': [dataclasses.asdict(stage) for stage in stages]}
   )
@@ -86,13 +91,9 @@ def rewrite_report(workdir: Path) -> Path:
   Raises:
     ConfigError: `workdir` holds no run.
   """
-  path = workdir / 'config.json'
   if not (workdir / 'summary.json').exists():
     raise ConfigError(f'{workdir} holds no run with a finished stage')
-  stages = tuple(
-    from_config_dict(StageConfig, stage, f'{path}: stages')
-    for stage in json.loads(path.read_text())['stages']
-  )
+  stages = read_stages(workdir)
   done = len(json.loads((workdir / 'summary.json').read_text())['stages'])
   return write_report(stages[:done], workdir)
 
@@ -116,8 +117,7 @@ def run_stage(
     return json.loads(path.read_text())
   start = start_state(stage, corpus, mesh, before)
   untrained = None
-  carries = stage.train.carry_over != 'none'
-  if before and carries and before.config.rope != stage.rope:
+  if rope_before(stage, before) not in (None, stage.rope):
     log.info('%s: RoPE changed, nothing trained yet:', stage.name)
     predictor = Predictor(stage, start.params, mesh)
     untrained = needle_grids(stage, predictor, corpus)
@@ -136,6 +136,19 @@ def run_stage(
   return results
 
 
+def rope_before(
+  stage: StageConfig, before: Predecessor | None
+) -> RopeConfig | None:
+  """The RoPE of the weights that a stage takes over; None if it is unknown."""
+  if stage.train.carry_over == 'none':
+    return None
+  if before:
+    return before.config.rope
+  if is_model_folder(stage.train.init_from):
+    return open_for(stage).architecture.rope
+  return None
+
+
 def start_state(
   stage: StageConfig, corpus: Corpus, mesh: Mesh, before: Predecessor | None
 ) -> TrainState:
@@ -143,9 +156,11 @@ def start_state(
 
   Weights, or weights and optimizer moments; the step, and with it the
   learning-rate schedule, starts again (ProLong, arXiv:2410.02660, sec. 4.1).
+  The first stage may take over the weights of a pretrained model.
 
   Raises:
     ConfigError: the stage takes over weights, and there is nothing before it.
+    WeightsError: a pretrained model that cannot be read.
     CheckpointError: what is before it cannot be taken over.
   """
   state = init_state(stage, mesh)
@@ -157,10 +172,16 @@ def start_state(
     checkpoints = before.directory / 'checkpoints'
   if not checkpoints:
     raise ConfigError(
-      f'{stage.name}: train.carry_over={carry_over!r} needs a checkpoint to'
-      ' start from: set train.init_from to the checkpoints/ directory of the'
-      ' stage before, or train.carry_over=none'
+      f'{stage.name}: train.carry_over={carry_over!r} needs something to start'
+      ' from: set train.init_from to a model folder (longctx convert) or to the'
+      ' checkpoints/ directory of a stage, or train.carry_over=none'
     )
+  if is_model_folder(checkpoints):
+    for drawn in jax.tree.leaves(state.params):
+      drawn.delete()  # makes room
+    params = start_params(stage, corpus.tokenizer, mesh)
+    log.info('%s: takes over the weights of %s', stage.name, checkpoints)
+    return state._replace(params=params)
   wanted = {'params': state.params}
   if carry_over == 'weights_and_optimizer':
     wanted['opt_state'] = state.opt_state

@@ -8,15 +8,50 @@ summary.json report.html  after every stage
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longctx_jax.config import ConfigError
+from longctx_jax.config import ConfigError, StageConfig, from_config_dict
 
 
 def stage_directory(workdir: Path, i: int, name: str) -> Path:
   """Where stage number i (from 0) of a recipe lives."""
   return workdir / 'stages' / f'{i + 1}_{name}'
+
+
+def read_stages(workdir: Path) -> tuple[StageConfig, ...]:
+  """The stages of a run, by its config.json."""
+  path = workdir / 'config.json'
+  return tuple(
+    from_config_dict(StageConfig, stage, f'{path}: stages')
+    for stage in json.loads(path.read_text())['stages']
+  )
+
+
+def stage_number(
+  stages: Sequence[StageConfig], name: str, workdir: Path
+) -> int:
+  """Number of the stage called `name`; '' is the last that has results.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  names = [stage.name for stage in stages]
+  if name and name not in names:
+    raise ConfigError(
+      f'--stage={name}: {workdir} has the stages {", ".join(names)}'
+    )
+  if name:
+    return names.index(name)
+  done = [
+    i
+    for i, stage in enumerate(names)
+    if (stage_directory(workdir, i, stage) / 'results.json').exists()
+  ]
+  if not done:
+    raise ConfigError(f'{workdir} holds no finished stage')
+  return done[-1]
 
 
 def write_atomically(path: Path, text: str) -> None:

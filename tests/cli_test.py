@@ -181,9 +181,10 @@ def test_a_wrong_field_is_named_with_its_path(run, config, flag, says):
 def test_help_shows_flags_and_a_command_of_the_verb(run, verb):
   code, out, err = run(verb, '--help')
   assert (code, err) == (0, '')
-  assert ('--out:' if verb == 'prepare' else '--workdir:') in out
+  makes = verb in ('convert', 'prepare')
+  assert ('--out:' if makes else '--workdir:') in out
   assert f'longctx {verb} --' in out
-  assert ('--config:' in out) == (verb != 'report')
+  assert ('--config:' in out) == (verb not in ('convert', 'report'))
 
 
 def test_no_verb_at_all_is_an_error_and_help_is_not(run):

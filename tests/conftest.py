@@ -39,10 +39,17 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope='session')
-def corpus(tmp_path_factory):
+def corpus_directory(tmp_path_factory):
   """A corpus of some standard-library text, with a 768-piece tokenizer."""
-  config = small.corpus_config()
-  return prepare_corpus(config, tmp_path_factory.mktemp('run') / 'c', seed=0)
+  directory = tmp_path_factory.mktemp('run') / 'c'
+  prepare_corpus(small.corpus_config(), directory, seed=0)
+  return directory
+
+
+@pytest.fixture(scope='session')
+def corpus(corpus_directory):
+  """That of `corpus_directory`, opened."""
+  return prepare_corpus(small.corpus_config(), corpus_directory, seed=0)
 
 
 @pytest.fixture

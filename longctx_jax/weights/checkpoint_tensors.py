@@ -1,0 +1,78 @@
+"""The weights of a finished stage, under Hugging Face's names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from longctx_jax.checkpoint import restore_state
+from longctx_jax.weights.tensor_table import (
+  axis_sizes,
+  entries,
+  tensor_names,
+  tensor_shapes,
+  to_theirs,
+)
+from longctx_jax.workdir import read_stages, stage_directory, stage_number
+
+
+class CheckpointTensors:
+  """Reads one of our arrays at a time: ask for its layers one after the other.
+
+  Attributes:
+    stage: the config of the stage.
+    max_len: the longest rows that its weights were trained on.
+
+  Raises:
+    ConfigError: no such stage.
+  """
+
+  def __init__(self, workdir: Path, name: str, tokenizer_fingerprint: str):
+    stages = read_stages(workdir)
+    number = stage_number(stages, name, workdir)
+    self.stage = stages[number]
+    self.max_len = max(s.data.seq_len for s in stages[: number + 1])
+    self._directory = (
+      stage_directory(workdir, number, self.stage.name) / 'checkpoints'
+    )
+    self.where = str(self._directory)
+    self._fingerprint = tokenizer_fingerprint
+    model = self.stage.model
+    self.shapes = tensor_shapes(model)
+    dtype = np.dtype(jax.numpy.dtype(model.param_dtype))
+    self.dtypes = dict.fromkeys(self.shapes, dtype)
+    self._places = {
+      name: (entry, layer)
+      for entry in entries(model)
+      for layer, name in enumerate(tensor_names(entry, model))
+    }
+    self._last = None, None
+
+  def read(self, name: str, index: Sequence[slice] = ()) -> np.ndarray:
+    """A tensor, or what `index` cuts out of it."""
+    entry, layer = self._places[name]
+    if self._last[0] != entry:
+      self._last = entry, self._restore(entry)
+    x = self._last[1]
+    return to_theirs(x[layer] if entry.in_layers else x, entry)[tuple(index)]
+
+  def _restore(self, entry) -> np.ndarray:
+    model = self.stage.model
+    sizes = axis_sizes(model)
+    shape = tuple(sizes[a] for a in entry.ours)
+    if entry.in_layers:
+      shape = (model.num_layers, *shape)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = jax.ShapeDtypeStruct(shape, model.param_dtype, sharding=device)
+    keys = entry.path.split('.')
+    for key in reversed(keys):
+      wanted = {key: wanted}
+    found = restore_state(
+      self._directory,
+      {'params': wanted},
+      tokenizer_fingerprint=self._fingerprint,
+    )['params']
+    for key in keys:
+      found = found[key]
+    return np.asarray(found)

@@ -1,0 +1,195 @@
+"""A Hugging Face config.json to our model and RoPE, and back.
+
+The file is read as JSON; code that lies beside it (Skywork's own classes) is
+never run.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from longctx_jax.config import ConfigError, ModelConfig, RopeConfig
+from longctx_jax.weights.tensor_table import WeightsError
+
+# model_type -> whether queries, keys and values have a bias. Skywork-13B is
+# Llama's model under its own name (ModelArch.llama in modelscope/ms-swift,
+# LLaMAForCausalLM in NVIDIA/TensorRT-LLM).
+FAMILIES = {'llama': False, 'mistral': False, 'qwen2': True, 'skywork': False}
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+_SIZES = {
+  'vocab_size': 'vocab_size',
+  'embed_dim': 'hidden_size',
+  'num_layers': 'num_hidden_layers',
+  'num_heads': 'num_attention_heads',
+  'hidden_dim': 'intermediate_size',
+}
+_LLAMA3_FACTORS = ('low_freq_factor', 'high_freq_factor')
+
+
+class Architecture(NamedTuple):
+  """What a config.json says of a model."""
+
+  model: ModelConfig
+  rope: RopeConfig
+  # The longest text it was trained for, in tokens.
+  max_len: int
+  # Tokens that end what it writes.
+  eos_ids: tuple[int, ...]
+
+
+def read_architecture(
+  fields: Mapping[str, Any],
+  where: str,
+  *,
+  param_dtype: str = 'float32',
+  compute_dtype: str = 'float32',
+) -> Architecture:
+  """What the fields of a config.json mean.
+
+  Raises:
+    WeightsError: a kind of model that is not ours; names the field.
+  """
+  family = fields.get('model_type')
+  if family not in FAMILIES:
+    raise WeightsError(
+      f'{where}: model_type is {family!r}, and can be {", ".join(FAMILIES)}'
+    )
+  missing = [n for n in _SIZES.values() if not isinstance(fields.get(n), int)]
+  if missing:
+    raise WeightsError(f'{where}: {missing[0]} is missing or not a number')
+  for name, value in (
+    ('hidden_act', 'silu'),
+    ('attention_bias', False),
+    ('mlp_bias', False),
+  ):
+    if fields.get(name, value) != value:
+      raise WeightsError(
+        f'{where}: {name}={fields[name]!r} is not supported, only {value!r}'
+      )
+  sizes = {ours: fields[theirs] for ours, theirs in _SIZES.items()}
+  num_heads = sizes['num_heads']
+  try:
+    model = ModelConfig(
+      **sizes,
+      num_kv_heads=fields.get('num_key_value_heads') or num_heads,
+      head_dim=fields.get('head_dim') or sizes['embed_dim'] // num_heads,
+      tie_embeddings=fields.get('tie_word_embeddings', False),
+      norm_eps=fields.get('rms_norm_eps', 1e-6),
+      param_dtype=param_dtype,
+      compute_dtype=compute_dtype,
+      block_init_scale=1.0,
+      remat='none',
+      qkv_bias=FAMILIES[family],
+    )
+    rope = _read_rope(fields, where)
+  except (ConfigError, ZeroDivisionError) as error:
+    raise WeightsError(f'{where}: {error}') from error
+  return Architecture(model, rope, _max_len(fields, where), _eos_ids(fields))
+
+
+def hf_config(
+  model: ModelConfig,
+  rope: RopeConfig,
+  *,
+  max_len: int,
+  dtype: str,
+  bos_id: int | None,
+  eos_ids: tuple[int, ...],
+) -> dict[str, Any]:
+  """The config.json with which transformers opens our model.
+
+  As a Llama; with biases, as a Qwen2. `ntk` is a change of base, and written
+  as that.
+  """
+  qwen = model.qkv_bias
+  fields = {
+    'architectures': ['Qwen2ForCausalLM' if qwen else 'LlamaForCausalLM'],
+    'model_type': 'qwen2' if qwen else 'llama',
+    **{theirs: getattr(model, ours) for ours, theirs in _SIZES.items()},
+    'num_key_value_heads': model.num_kv_heads,
+    'head_dim': model.head_dim,
+    'rms_norm_eps': model.norm_eps,
+    'tie_word_embeddings': model.tie_embeddings,
+    'hidden_act': 'silu',
+    'max_position_embeddings': max_len,
+    **_rope_fields(rope, model.head_dim),
+    'bos_token_id': bos_id,
+    'eos_token_id': list(eos_ids)
+    if len(eos_ids) > 1
+    else next(iter(eos_ids), None),
+    'torch_dtype': dtype,
+    'use_cache': True,
+  }
+  if not qwen:
+    fields |= {'attention_bias': False, 'mlp_bias': False}
+  return fields
+
+
+def _read_rope(fields, where) -> RopeConfig:
+  # transformers 5 keeps all of it in rope_parameters, those before it keep the
+  # base in rope_theta and the rest in rope_scaling.
+  there = fields.get('rope_parameters') or fields.get('rope_scaling') or {}
+  base = there.get('rope_theta', fields.get('rope_theta', 10_000.0))
+  kind = there.get('rope_type', there.get('type', 'default'))
+  if kind == 'default':
+    return RopeConfig(base)
+  original = there.get(
+    'original_max_position_embeddings', fields.get('max_position_embeddings')
+  )
+  factor = there.get('factor', 1.0)
+  if kind == 'linear':
+    return RopeConfig(base, scaling='linear', factor=factor)
+  if kind == 'llama3':
+    ramp = {name: there[name] for name in _LLAMA3_FACTORS if name in there}
+    return RopeConfig(
+      base, scaling='llama3', factor=factor, original_len=original, **ramp
+    )
+  if kind == 'yarn':
+    unknown = [
+      name
+      for name in ('attention_factor', 'mscale', 'mscale_all_dim')
+      if there.get(name) is not None
+    ]
+    if unknown or there.get('truncate', True) is not True:
+      raise WeightsError(
+        f'{where}: {(unknown or ["truncate"])[0]} of YaRN is not supported'
+      )
+    ramp = {n: there[n] for n in ('beta_fast', 'beta_slow') if there.get(n)}
+    return RopeConfig(
+      base, scaling='yarn', factor=factor, original_len=original, **ramp
+    )
+  raise WeightsError(
+    f'{where}: rope_scaling of type {kind!r} is not supported; there are'
+    ' default, linear, llama3 and yarn'
+  )
+
+
+def _rope_fields(rope, head_dim) -> dict[str, Any]:
+  base, scaling = rope.base, None
+  if rope.scaling == 'ntk':
+    base *= rope.factor ** (head_dim / (head_dim - 2))
+  elif rope.scaling != 'none':
+    scaling = {'rope_type': rope.scaling, 'factor': rope.factor}
+  if rope.scaling in ('yarn', 'llama3'):
+    scaling['original_max_position_embeddings'] = rope.original_len
+    names = {'yarn': ('beta_fast', 'beta_slow'), 'llama3': _LLAMA3_FACTORS}
+    scaling |= {name: getattr(rope, name) for name in names[rope.scaling]}
+  return {'rope_theta': base, 'rope_scaling': scaling}
+
+
+def _max_len(fields, where) -> int:
+  length = fields.get('max_position_embeddings')
+  if not isinstance(length, int):
+    raise WeightsError(f'{where}: max_position_embeddings is missing')
+  # Tokens further back than this are not seen there, and would be here.
+  window = fields.get('sliding_window')
+  if fields.get('model_type') == 'qwen2' and not fields.get(
+    'use_sliding_window'
+  ):
+    window = None
+  return min(length, window or length)
+
+
+def _eos_ids(fields) -> tuple[int, ...]:
+  ids = fields.get('eos_token_id')
+  return tuple(ids if isinstance(ids, list) else [] if ids is None else [ids])

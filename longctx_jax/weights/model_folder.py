@@ -1,0 +1,155 @@
+"""A model in a folder: config.json, safetensors, a tokenizer.
+
+Hugging Face's layout is the only one there is for pretrained weights here:
+`longctx convert` makes such folders, transformers opens them, and parameters
+are read from one straight onto the mesh, each device its own part.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from longctx_jax.config import ModelConfig
+from longctx_jax.data.tokenizer import Tokenizer
+from longctx_jax.data.tokenizer_files import load_tokenizer
+from longctx_jax.sharding import PARAM_SPECS
+from longctx_jax.weights.hf_config import Architecture, read_architecture
+from longctx_jax.weights.safetensors_files import SafetensorsFolder
+from longctx_jax.weights.tensor_table import (
+  Entry,
+  WeightsError,
+  axis_sizes,
+  check_tensors,
+  entries,
+  slices_of_theirs,
+  to_ours,
+)
+
+
+class TensorSource(Protocol):
+  """Tensors under Hugging Face's names, read one at a time."""
+
+  where: str  # for messages
+  shapes: dict[str, tuple[int, ...]]
+  dtypes: dict[str, np.dtype]
+
+  def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+    """A tensor, or what `index` cuts out of it."""
+
+
+class ModelFolder(NamedTuple):
+  """A pretrained model, opened; its tensors are not read yet."""
+
+  path: Path
+  architecture: Architecture
+  tensors: TensorSource
+
+  def tokenizer(self) -> Tokenizer:
+    """The tokenizer beside the weights.
+
+    Raises:
+      WeightsError: it has more tokens than the model.
+      TokenizerError: there is none, or a damaged one.
+    """
+    tokenizer = load_tokenizer(self.path)
+    check_vocabulary(tokenizer, self.architecture.model, str(self.path))
+    return tokenizer
+
+
+def open_model_folder(
+  folder: Path, *, param_dtype: str = 'float32', compute_dtype: str = 'float32'
+) -> ModelFolder:
+  """Looks at all there is, and reads no weights.
+
+  Raises:
+    WeightsError: a file is missing, damaged, or does not suit the others.
+  """
+  config = read_json_object(folder / 'config.json')
+  architecture = read_architecture(
+    config,
+    str(folder / 'config.json'),
+    param_dtype=param_dtype,
+    compute_dtype=compute_dtype,
+  )
+  generation = folder / 'generation_config.json'
+  if generation.is_file():
+    eos = read_json_object(generation).get('eos_token_id')
+    more = eos if isinstance(eos, list) else [eos]
+    ids = dict.fromkeys([*architecture.eos_ids, *more])
+    architecture = architecture._replace(
+      eos_ids=tuple(i for i in ids if i is not None)
+    )
+  tensors = SafetensorsFolder(folder)
+  check_tensors(tensors.shapes, architecture.model, str(folder))
+  return ModelFolder(folder, architecture, tensors)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+  """A JSON file that holds an object; WeightsError if it doesn't."""
+  try:
+    fields = json.loads(path.read_text('utf-8'))
+  except (OSError, ValueError) as error:
+    raise WeightsError(f'cannot read {path}: {error}') from error
+  if not isinstance(fields, dict):
+    raise WeightsError(f'{path} is no JSON object')
+  return fields
+
+
+def check_vocabulary(
+  tokenizer: Tokenizer, model: ModelConfig, where: str
+) -> None:
+  """Raises WeightsError if a token has no row in the embedding."""
+  if tokenizer.vocab_size > model.vocab_size:
+    raise WeightsError(
+      f'{where}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model'
+      f' {model.vocab_size:,}: they do not belong together'
+    )
+
+
+def load_params(
+  model: ModelConfig, tensors: TensorSource, mesh: Mesh
+) -> dict[str, Any]:
+  """The parameters on the mesh, in `model.param_dtype`.
+
+  One of our arrays is read at a time, by each device the part it keeps, so that
+  no more than one array beside the parameters is ever in memory.
+  """
+  params: dict[str, Any] = {}
+  for entry in entries(model):
+    *above, name = entry.path.split('.')
+    node = params
+    for key in above:
+      node = node.setdefault(key, {})
+    node[name] = _load_one(entry, name, model, tensors, mesh)
+  return params
+
+
+def _load_one(entry: Entry, name, model, tensors, mesh) -> jax.Array:
+  sizes, dtype = axis_sizes(model), jnp.dtype(model.param_dtype)
+  shape = tuple(sizes[a] for a in entry.ours)
+  if entry.in_layers:
+    shape = (model.num_layers, *shape)
+  spec = PARAM_SPECS.get(name, jax.P())
+
+  def part(index) -> np.ndarray:
+    rest = index[1:] if entry.in_layers else index
+    theirs, part_sizes = slices_of_theirs(rest, entry, sizes)
+
+    def one(name):
+      return to_ours(tensors.read(name, theirs), entry, part_sizes)
+
+    if not entry.in_layers:
+      return np.ascontiguousarray(one(entry.name).astype(dtype))
+    layers = range(*index[0].indices(model.num_layers))
+    part_shape = [part_sizes[a] for a in entry.ours]
+    out = np.empty((len(layers), *part_shape), dtype)
+    for k, layer in enumerate(layers):
+      out[k] = one(entry.name.format(layer=layer)).astype(dtype, copy=False)
+    return out
+
+  return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), part)
