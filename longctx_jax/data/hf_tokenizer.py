@@ -84,6 +84,10 @@ class HuggingFaceTokenizer:
     """Id of the control symbol `name`; None if there is no such symbol."""
     return self._control.get(name)
 
+  def control_symbols(self) -> list[str]:
+    """Names of all control symbols."""
+    return list(self._control)
+
   def encode(self, text: str) -> np.ndarray:
     """Ids of `text` [T] int32; no control symbol is among them."""
     return self.encode_batch([text])[0]

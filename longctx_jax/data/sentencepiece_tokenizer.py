@@ -86,6 +86,15 @@ class SentencePieceTokenizer:
     # What is not there has the id of the unknown piece.
     return i if is_control and self._processor.id_to_piece(i) == name else None
 
+  def control_symbols(self) -> list[str]:
+    """Names of all control symbols."""
+    names = map(self._processor.id_to_piece, range(self._num_pieces))
+    return [
+      name
+      for name in (*names, *self._added)
+      if self.control_id(name) is not None
+    ]
+
   def encode(self, text: str) -> np.ndarray:
     """Ids of `text` [T] int32; of our own models `decode` gives it back."""
     ids = encode_without_control(self._encode_ids, text, self._guarded_ids)

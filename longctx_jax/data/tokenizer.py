@@ -32,6 +32,9 @@ class Tokenizer(Protocol):
   def control_id(self, name: str) -> int | None:
     """Id of the control symbol `name`; None if there is no such symbol."""
 
+  def control_symbols(self) -> list[str]:
+    """Names of all control symbols."""
+
   def encode(self, text: str) -> np.ndarray:
     """Ids of `text` [T] int32; no control symbol is among them."""
 

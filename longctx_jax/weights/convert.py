@@ -18,7 +18,9 @@ import numpy as np
 
 from longctx_jax.config import RopeConfig
 from longctx_jax.data.archives import PinnedArchive, fetch_archive
+from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
+from longctx_jax.data.jinja_chat import jinja_source
 from longctx_jax.data.prepare import cache_dir
 from longctx_jax.data.tokenizer_files import load_tokenizer
 from longctx_jax.progress import Progress
@@ -241,16 +243,36 @@ def _from_folder(path: Path) -> _Original:
 
 def _from_run(workdir: Path, name: str) -> _Original:
   corpus = workdir / 'corpus'
-  template = TEMPLATES[read_stages(workdir)[0].corpus.chat_template]
+  corpus_config = read_stages(workdir)[0].corpus
+  template = TEMPLATES[corpus_config.chat_template]
   tokenizer = load_tokenizer(corpus, control=template.control)
   tensors = CheckpointTensors(workdir, name, tokenizer.fingerprint)
   stage = tensors.stage
-  eos = (tokenizer.eos_id,) if tokenizer.eos_id is not None else ()
   _logger.info('stage %s of %s', stage.name, workdir)
+  # A text ends with a document, and with an answer.
+  ends = [tokenizer.eos_id, Chat(tokenizer, template).encode_answer('')[-1]]
+  eos_ids = tuple(dict.fromkeys(i for i in ends if i is not None))
+
+  def write_tokenizer(folder):
+    _copy_files(corpus, folder, _TOKENIZER_FILES)
+    names = {tokenizer.control_id(n): n for n in tokenizer.control_symbols()}
+    fields = {
+      'bos_token': names.get(tokenizer.bos_id),
+      'eos_token': names.get(tokenizer.eos_id),
+      'chat_template': jinja_source(template),
+    }
+    if (folder / 'tokenizer.model').is_file():
+      fields |= {'tokenizer_class': 'LlamaTokenizer', 'legacy': False}
+    if not corpus_config.tokenizer_path:
+      fields['add_prefix_space'] = False  # as data.sentencepiece_tokenizer
+    path = folder / 'tokenizer_config.json'
+    there = read_json_object(path) if path.is_file() else {}
+    path.write_text(json.dumps({**there, **fields}, indent=2))
+
   return _Original(
-    Architecture(stage.model, stage.rope, tensors.max_len, eos),
+    Architecture(stage.model, stage.rope, tensors.max_len, eos_ids),
     tensors,
-    lambda folder: _copy_files(corpus, folder, _TOKENIZER_FILES),
+    write_tokenizer,
     tokenizer.bos_id,
   )
 

@@ -14,6 +14,9 @@ from safetensors.numpy import load_file, save_file
 from longctx_jax.checkpoint import CheckpointError, Checkpoints
 from longctx_jax.config import ConfigError, MeshConfig, RopeConfig
 from longctx_jax.data import archives
+from longctx_jax.data.chat import Chat
+from longctx_jax.data.chat_templates import TEMPLATES
+from longctx_jax.data.jinja_chat import read_jinja_chat
 from longctx_jax.data.pipeline import DataState
 from longctx_jax.data.tokenizer_files import load_tokenizer
 from longctx_jax.sharding import make_mesh
@@ -103,9 +106,20 @@ def test_a_stage_of_a_run_becomes_the_model_that_it_trained(
     assert opened.architecture.rope == stages[k].rope
     found = load_params(opened.architecture.model, opened.tensors, mesh)
     jax.tree.map(np.testing.assert_array_equal, found, states[k].params)
-    assert opened.tokenizer().encode('a b').tolist() == (
-      tokenizer.encode('a b').tolist()
+    again = opened.tokenizer()
+    assert again.encode('a b').tolist() == tokenizer.encode('a b').tolist()
+    assert (again.bos_id, again.eos_id) == (tokenizer.bos_id, tokenizer.eos_id)
+    end = tokenizer.control_id('<|end|>')
+    assert opened.architecture.eos_ids == (tokenizer.eos_id, end)
+    prompt = read_jinja_chat(out, again).prompt(
+      [{'role': 'user', 'content': 'a'}]
     )
+    chat = Chat(tokenizer, TEMPLATES['plain'])
+    assert prompt.tolist() == [
+      *chat.opening,
+      *chat.encode_text('a'),
+      *chat.asking,
+    ]
   for name, message in (
     ('absent', '--stage=absent: .* has the stages short, long, unfinished'),
     ('unfinished', 'no checkpoint directory .*3_unfinished'),

@@ -129,6 +129,7 @@ def test_skywork_is_a_llama_whatever_code_it_names():
     ({'hidden_size': None}, 'F: hidden_size is missing'),
     ({'hidden_act': 'gelu'}, "hidden_act='gelu' is not supported"),
     ({'attention_bias': True}, 'attention_bias=True is not supported'),
+    ({'mlp_bias': True}, 'mlp_bias=True is not supported'),
     ({'num_key_value_heads': 3}, 'num_heads=4 is not a multiple of'),
     ({'num_attention_heads': 0}, 'F: '),
     (

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
+from longctx_jax.data.jinja_chat import read_jinja_chat
+from longctx_jax.data.tokenizer_files import load_tokenizer
 from longctx_jax.weights.convert import convert
+from tests.data.jinja_chat_test import CHATML
+from tests.data.small_tokenizers import write_folder
 from tests.weights import tiny_models
 
 torch = pytest.importorskip('torch')
@@ -53,6 +57,27 @@ def test_logits_are_equal_and_the_round_trip_is_exact(name, tmp_path):
   state = again.state_dict()
   for key, value in model.state_dict().items():
     assert torch.equal(state[key], value), key
+
+
+@pytest.mark.parametrize('system', ['', 'Be brief.'])
+def test_chat_prompts_are_those_of_transformers(tmp_path, system):
+  folder = write_folder(
+    tmp_path,
+    bos_token='<|begin_of_text|>',
+    chat_template=CHATML,
+    tokenizer_class='PreTrainedTokenizerFast',
+  )
+  messages = [
+    {'role': 'user', 'content': 'What is 2 + 2?'},
+    {'role': 'assistant', 'content': 'It is 4.'},
+    {'role': 'user', 'content': 'Hello there, how are you?'},
+  ]
+  if system:
+    messages.insert(0, {'role': 'system', 'content': system})
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  expected = theirs.apply_chat_template(messages, add_generation_prompt=True)
+  found = read_jinja_chat(folder, load_tokenizer(folder)).prompt(messages)
+  assert found.tolist() == expected['input_ids']
 
 
 def test_skywork_is_read_without_running_its_code(tmp_path):

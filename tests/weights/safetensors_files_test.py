@@ -70,6 +70,18 @@ def test_parts_are_no_larger_than_asked_and_hold_everything_once(
     )
 
 
+def test_parts_are_filled_before_another_is_begun(tmp_path):
+  same = [TensorSpec(n, (4,), np.dtype(np.float32)) for n in 'abcde']
+  x = np.zeros(4, np.float32)
+  write_safetensors(tmp_path, same, lambda _: x, max_part_bytes=32)
+  parts = sorted(tmp_path.glob('*.safetensors'))
+  assert [list(load_file(path)) for path in parts] == [
+    ['a', 'b'],
+    ['c', 'd'],
+    ['e'],
+  ]
+
+
 def test_one_tensor_is_in_memory_at_a_time(tmp_path):
   made = []
 
@@ -163,6 +175,10 @@ def twice(folder):
     (
       change_index(lambda m: m.update(a=m['b'])),
       'the tensor a is not in model-00001-of-00003.safetensors',
+    ),
+    (
+      change_index(lambda m: m.update(a=m['b'], b=m['a'])),
+      'is not in model-0000',
     ),
     (
       change_index(lambda m: m.update(z=m['b'])),
