@@ -42,6 +42,10 @@ REMAT_POLICIES = {
 }
 
 
+# (q, k, v) -> out: which tokens attend to which, and how that is computed.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
 class RMSNorm(nnx.Module):
   """Root-mean-square norm (arXiv:1910.07467), float32 inside."""
 
@@ -69,13 +73,7 @@ def _kernel(rngs, shape, num_inputs, dtype, scale=1.0):
 class Attention(nnx.Module):
   """Grouped-query attention (arXiv:2305.13245) with RoPE."""
 
-  def __init__(
-    self,
-    config: ModelConfig,
-    rope: RopeConfig,
-    parallel: ContextParallel | None,
-    rngs: nnx.Rngs,
-  ):
+  def __init__(self, config: ModelConfig, rope: RopeConfig, rngs: nnx.Rngs):
     D, N, K, H = (
       config.embed_dim,
       config.num_heads,
@@ -91,20 +89,19 @@ class Attention(nnx.Module):
       self.query_bias = nnx.Param(jnp.zeros((N, H), config.param_dtype))
       self.key_bias = nnx.Param(jnp.zeros((K, H), config.param_dtype))
       self.value_bias = nnx.Param(jnp.zeros((K, H), config.param_dtype))
-    self.config, self.rope, self.parallel = config, rope, parallel
+    self.config, self.rope = config, rope
 
   @typed
   def __call__(
     self,
     x: Float[Array, 'B T D'],
-    segment_ids: Int[Array, 'B T'],
     positions: Int[Array, 'B T'],
+    attend: Attend,
   ) -> Float[Array, 'B T D']:
-    """Each token attends inside its segment, to itself and what is before."""
-    config = self.config
+    """What `attend` says of who sees whom, between the projections."""
     rope = {f: v for f, v in vars(self.rope).items() if f != 'base'}
     frequencies, scale = rope_frequencies(
-      config.head_dim, self.rope.base, **rope
+      self.config.head_dim, self.rope.base, **rope
     )
     rotate = functools.partial(
       apply_rope,
@@ -113,8 +110,7 @@ class Attention(nnx.Module):
       scale=scale,
     )
     q, k, v = self._project(x)
-    attend = attention_path(config, self.parallel, x.shape[1])
-    out = attend(rotate(q), rotate(k), v, segment_ids=segment_ids)
+    out = attend(rotate(q), rotate(k), v)
     return jnp.einsum('BTNH,NHD->BTD', out, self.out[...].astype(x.dtype))
 
   def _project(self, x):
@@ -195,23 +191,17 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
   """One pre-norm layer."""
 
-  def __init__(
-    self,
-    config: ModelConfig,
-    rope: RopeConfig,
-    parallel: ContextParallel | None,
-    rngs: nnx.Rngs,
-  ):
+  def __init__(self, config: ModelConfig, rope: RopeConfig, rngs: nnx.Rngs):
     norm = functools.partial(
       RMSNorm, config.embed_dim, config.norm_eps, config.param_dtype
     )
     self.attention_norm, self.mlp_norm = norm(), norm()
-    self.attention = Attention(config, rope, parallel, rngs)
+    self.attention = Attention(config, rope, rngs)
     self.mlp = MLP(config, rngs)
 
-  def __call__(self, x, segment_ids, positions):
+  def __call__(self, x, positions, attend: Attend):
     """[B, T, D] -> [B, T, D]."""
-    x = x + self.attention(self.attention_norm(x), segment_ids, positions)
+    x = x + self.attention(self.attention_norm(x), positions, attend)
     return x + self.mlp(self.mlp_norm(x))
 
 
@@ -235,13 +225,13 @@ class Transformer(nnx.Module):
     @nnx.split_rngs(splits=L)
     @nnx.vmap(in_axes=0, out_axes=0)
     def make_blocks(rngs):
-      return Block(config, rope, parallel, rngs)
+      return Block(config, rope, rngs)
 
     self.blocks = make_blocks(rngs)
     self.final_norm = RMSNorm(D, config.norm_eps, config.param_dtype)
     if not config.tie_embeddings:
       self.unembedding = _kernel(rngs, (D, V), D, config.param_dtype)
-    self.config = config
+    self.config, self.parallel = config, parallel
 
   def unembedding_matrix(self) -> jax.Array:
     """[D, V] in the compute dtype."""
@@ -262,8 +252,13 @@ class Transformer(nnx.Module):
     config = self.config
     x = self.embedding[...][tokens].astype(config.compute_dtype)
 
+    attend = functools.partial(
+      attention_path(config, self.parallel, tokens.shape[1]),
+      segment_ids=segment_ids,
+    )
+
     def apply_block(x, block):
-      return block(x, segment_ids, positions)
+      return block(x, positions, attend)
 
     if config.remat != 'none':
       apply_block = nnx.remat(
