@@ -49,6 +49,12 @@ class CachedModel(NamedTuple):
       for _ in range(config.num_layers)
     )
 
+  def cache_shardings(self) -> tuple[LayerCache, ...]:
+    """Where each array of `make_cache` lies."""
+    specs = cache_attention.CACHE_SPECS
+    layer = LayerCache(*(NamedSharding(self.mesh, spec) for spec in specs))
+    return (layer,) * self.config.num_layers
+
   @typed
   def read_chunk(
     self,
