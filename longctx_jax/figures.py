@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -241,6 +242,41 @@ def positions_svg(
       text.set_parse_math(False)
       text.set_text(name)
     return _svg(figure, 'positions', label)
+
+
+def means_svg(
+  means: Mapping[str, Mapping[str, float]], prefix: str, axis: str, label: str
+) -> str:
+  """Mean losses by bucket with their intervals.
+
+  Args:
+    means: bucket -> {'loss', 'low', 'high'} in nats.
+    prefix: of the ids of elements, apart from those of other figures.
+    axis: what the buckets are.
+    label: what a screen reader says.
+  """
+  with matplotlib.rc_context(STYLE):
+    figure = Figure(figsize=(6.2, 3.4), layout='constrained')
+    axes = figure.add_subplot()
+    values = [mean['loss'] for mean in means.values()]
+    bars = [
+      [mean['loss'] - mean['low'] for mean in means.values()],
+      [mean['high'] - mean['loss'] for mean in means.values()],
+    ]
+    axes.errorbar(
+      range(len(values)),
+      values,
+      yerr=np.maximum(bars, 0),
+      color=STAGE_COLOURS[0],
+      marker='o',
+      capsize=3,
+      linewidth=1.6,
+    )
+    axes.set_xticks(range(len(means)), list(means), rotation=30, ha='right')
+    axes.set_xlabel(axis)
+    axes.set_ylabel('loss (nats a token)')
+    axes.grid(axis='y')
+    return _svg(figure, prefix, label)
 
 
 def short_count(number: float) -> str:

@@ -63,7 +63,7 @@ class Generator:
   Args:
     config: the model's.
     rope: base and scaling; another than it was trained with extends it.
-    params: the Transformer's; what has to be copied of them is kept here.
+    params: the Transformer's, or its layers apart as `layers_apart` has them.
     mesh: axes as `sharding.make_mesh` makes them; None is one device.
     tokenizer: for text and stop strings; without one there are tokens only.
     max_len: longest prompt with its continuation; None: no bound but memory.
@@ -91,7 +91,9 @@ class Generator:
     if mesh is None:
       mesh = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     self._model = CachedModel(config, rope, mesh)
-    self._params = layers_apart(params, config, mesh)
+    if 'layers' not in params:
+      params = layers_apart(params, config, mesh)
+    self._params = params
     self._tokenizer, self._max_len = tokenizer, max_len
     self._num_drawn = (tokenizer or config).vocab_size
     self._chunk_lens = chunk_lens(chunk_len, mesh.shape['context'])

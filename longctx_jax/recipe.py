@@ -119,7 +119,7 @@ def run_stage(
   untrained = None
   if rope_before(stage, before) not in (None, stage.rope):
     log.info('%s: RoPE changed, nothing trained yet:', stage.name)
-    predictor = Predictor(stage, start.params, mesh)
+    predictor = Predictor.of_stage(stage, start.params, mesh)
     untrained = needle_grids(stage, predictor, corpus)
   trained = train(stage, corpus, directory, mesh, start)
   evals = evaluate(stage, trained.state.params, corpus, mesh)

@@ -184,7 +184,8 @@ def test_help_shows_flags_and_a_command_of_the_verb(run, verb):
   makes = verb in ('convert', 'prepare')
   assert ('--out:' if makes else '--workdir:') in out
   assert f'longctx {verb} --' in out
-  assert ('--config:' in out) == (verb not in ('convert', 'report'))
+  without_config = ('convert', 'evaluate', 'generate', 'report')
+  assert ('--config:' in out) == (verb not in without_config)
 
 
 def test_no_verb_at_all_is_an_error_and_help_is_not(run):
@@ -212,3 +213,37 @@ def test_config_files_find_their_neighbours_from_any_directory(
     '--config.train.steps=0',
   )
   assert 'config.train.steps must be at least 1, got 0' in err
+
+
+@pytest.mark.parametrize(
+  ('command', 'message'),
+  [
+    ('generate --prompt=x', '--model=DIR or --workdir=DIR is missing'),
+    ('generate --model=a --workdir=b --prompt=x', 'are two: give one'),
+    ('generate --model=a', '--prompt=TEXT or --prompt_file=FILE is missing'),
+    ('generate --model=a --prompt=x', 'a is neither a model folder nor a'),
+    ('generate --model=a --prompt=x --top_p=0', 'top_p must be above 0'),
+    ('generate --model=a --prompt=x --top_k=-1', 'top_k'),
+    ('generate --model=a --prompt=x --dtype=int8', '--dtype=int8: can be'),
+    ('evaluate --model=a --suite=x', '--suite=x: there are needle, multi_'),
+    ('evaluate --model=a --lengths=1K', '--lengths=1K: give whole numbers'),
+    ('evaluate --model=a --lengths=0', 'give numbers of tokens'),
+    ('evaluate --model=a --samples=0', '--samples=0 must be at least 1'),
+    ('evaluate --model=a --needle=hay', '--needle=hay: can be number, sand'),
+    ('evaluate --model=a --needle_answer=x', 'needs all of --needle_sentence'),
+    ('evaluate --model=a --data=x.jsonl', '--data=x.jsonl is for one --suite'),
+    ('convert --from=a', '--out=DIR is missing'),
+    ('convert --out=a', '--from=MODEL is missing'),
+    ('convert --from=nowhere --out=a', '--from=nowhere: neither a .gguf file'),
+  ],
+)
+def test_a_wrong_word_about_a_model_is_one_clear_line(
+  run, tmp_path, monkeypatch, command, message
+):
+  monkeypatch.chdir(tmp_path)
+  code, out, err = run(*command.split())
+  assert code in (1, 2)
+  assert out == ''
+  assert err.count('\n') == 1
+  assert message in err
+  assert list(tmp_path.iterdir()) == []

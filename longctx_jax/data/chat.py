@@ -43,6 +43,7 @@ class Chat:
   Attributes:
     opening: ids before the first text of a conversation without a system.
     asking: ids after a user's text, up to where the answer begins.
+    ends: ids that end what a model writes, a document or an answer.
     symbols: names of control symbols by id; to people, for they have no text.
 
   Raises:
@@ -68,6 +69,8 @@ class Chat:
     self.opening = [*self._begin, *self._user.before]
     self.opening += self._encode(self._user.left)
     self.asking = [*self._encode(self._user.right), *self._asking]
+    ends = [tokenizer.eos_id, *self._answer.after[-1:]]
+    self.ends = tuple(dict.fromkeys(i for i in ends if i is not None))
     described = f'{tokenizer.fingerprint} {template}'
     self.fingerprint = hashlib.sha256(described.encode()).hexdigest()[:12]
 

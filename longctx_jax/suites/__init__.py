@@ -1,0 +1,1 @@
+"""Public long-context tests for any model: prompts, scores, a page."""

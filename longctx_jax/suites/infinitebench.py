@@ -1,0 +1,238 @@
+"""InfiniteBench's three retrieval tasks, at any length or from its files.
+
+arXiv:2402.13718; prompts, generators and scorers by the definitions of
+OpenBMB/InfiniteBench at 88b3daa (data/construct_synthetic_dataset.py,
+src/prompt.py `yarn_mistral`, src/compute_scores.py, src/eval_utils.py).
+"""
+
+import dataclasses
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.suites.prompter import (
+  Prompter,
+  cut_middle,
+  largest_that_fits,
+)
+from longctx_jax.suites.suite import Example, Grid, too_short
+
+NOISE = (
+  'The grass is green. The sky is blue. The sun is yellow. Here we go. There'
+  ' and back again.\n'
+)
+
+
+class Task(NamedTuple):
+  """How a task is asked, answered and scored."""
+
+  prompt: str  # with {context} and {input}
+  prefix: str  # what the answer begins with
+  input: str
+  max_new_tokens: int
+  score: Callable[[str, str], bool]
+
+
+def first_integer(prediction: str, answer: str) -> bool:
+  """Whether the first run of digits is the answer; digits before it cost it."""
+  found = re.search(r'[0-9]+', prediction)
+  return found is not None and found[0] == answer
+
+
+def among_words(prediction: str, answer: str) -> bool:
+  """Whether the answer is a word, apart from `\\n : " ' . , ? ! { }`."""
+  return answer in re.sub(r'[\n:"\'.,?!{}]', ' ', prediction).split()
+
+
+_MEMORIZE = 'There is an important info hidden inside a lot of irrelevant text.'
+TASKS = {
+  'passkey': Task(
+    f'{_MEMORIZE} Find it and memorize it. I will quiz you about the important'
+    ' information.\n\n{context}\n\n{input}',
+    'The pass key is',
+    'What is the pass key?',
+    6,
+    first_integer,
+  ),
+  'number_string': Task(
+    f'{_MEMORIZE} Find it. I will quiz you about the important information'
+    ' there.\n\n{context}\n\n{input}',
+    'The sequence of digits is',
+    'What is the sequence of digits?',
+    12,
+    first_integer,
+  ),
+  'kv_retrieval': Task(
+    'Extract the value corresponding to the specified key in the JSON object'
+    ' below.\n\n{context}\n\n{input}',
+    '',
+    '\nKey: "{key}"\nThe value associated with the specified key is: ',
+    50,
+    among_words,
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class InfiniteBenchSuite:
+  """One of `TASKS`, made at the grid's lengths or read from official files."""
+
+  name: str
+  grid: Grid
+  # The official JSONL; None makes examples.
+  path: Path | None = None
+  # Longer prompts lose their middle, as the official code cuts them.
+  max_len: int = 0
+
+  def examples(self, prompter: Prompter) -> Iterator[Example]:
+    """Of the file in its order; else one for each cell and sample."""
+    if self.path is not None:
+      yield from self._from_file(prompter, self.path)
+      return
+    for length, depth, k, rng in self.grid.cells():
+      name = f'{length}-{depth:g}-{k}'
+      if self.name == 'kv_retrieval':
+        yield self._key_value(prompter, length, depth, rng, name)
+      else:
+        yield self._hidden_number(prompter, length, depth, rng, name)
+
+  def score(self, prediction: str, example: Example) -> float:
+    """The official scorer's verdict."""
+    return float(TASKS[self.name].score(prediction, example.answer))
+
+  def _hidden_number(self, prompter, length, depth, rng, name) -> Example:
+    key = draw_key(rng, self.name)
+    new = self._max_new_tokens(prompter, key)
+
+    def build(num_noise):
+      context = hide_key(self.name, key, num_noise, round(depth * num_noise))
+      return self._prompt(prompter, context, TASKS[self.name].input)
+
+    found = largest_that_fits(build, length - new)
+    if found is None:
+      raise too_short(self.name, length, len(build(0)) + new)
+    return Example(name, found[1], key, new, length, depth)
+
+  def _key_value(self, prompter, length, depth, rng, name) -> Example:
+    pairs: list[tuple[str, str]] = []
+
+    def build(count):
+      while len(pairs) < count + 1:
+        pairs.append((draw_uuid(rng), draw_uuid(rng)))
+      # Pair 0 is asked for, and stands at its depth among the others.
+      others = pairs[1 : count + 1]
+      at = round(depth * count)
+      shown = [*others[:at], pairs[0], *others[at:]]
+      context = 'JSON data:\n' + json.dumps(dict(shown))
+      question = TASKS[self.name].input.replace('{key}', pairs[0][0])
+      return self._prompt(prompter, context, question)
+
+    build(0)
+    new = self._max_new_tokens(prompter, pairs[0][1])
+    found = largest_that_fits(build, length - new)
+    if found is None:
+      raise too_short(self.name, length, len(build(0)) + new)
+    return Example(name, found[1], pairs[0][1], new, length, depth)
+
+  def _from_file(self, prompter, path) -> Iterator[Example]:
+    for i, fields in enumerate(
+      read_jsonl(path, ('context', 'input', 'answer'))
+    ):
+      # Released files have lists of one answer, the generator writes texts.
+      answer = fields['answer']
+      answer = answer[0] if isinstance(answer, list) else str(answer)
+      context = fields['context']
+      ids = self._prompt(prompter, context, fields['input'])
+      new = self._max_new_tokens(prompter, answer)
+      limit = (self.max_len or len(ids) + new) - new
+      kept, (start, stop) = cut_middle(ids, limit)
+      where = context.find(answer)
+      depth = max(where, 0) / max(len(context), 1)
+      lost = (
+        start < stop
+        and answer not in prompter.tokenizer.decode(kept[:start])
+        and answer not in prompter.tokenizer.decode(kept[start:])
+      )
+      yield Example(
+        str(fields.get('id', i)),
+        kept,
+        answer,
+        new,
+        len(kept) + new,
+        round(depth, 1),
+        truncated=start < stop,
+        answer_lost=lost,
+      )
+
+  def _prompt(self, prompter, context, asked) -> np.ndarray:
+    task = TASKS[self.name]
+    text = task.prompt.replace('{context}', context).replace('{input}', asked)
+    if len(prompter.after):
+      return prompter.prompt([text], task.prefix)
+    # A base model reads on: the official prompt has the prefix on a new line.
+    return prompter.prompt(
+      [f'{text}\n\n{task.prefix}' if task.prefix else text]
+    )
+
+  def _max_new_tokens(self, prompter, answer) -> int:
+    # The official numbers have no room for tokenizers that spend a token on
+    # every digit and one on the space before them.
+    official = TASKS[self.name].max_new_tokens
+    return max(official, prompter.answer_len(answer))
+
+
+def draw_key(rng: np.random.Generator, task: str) -> str:
+  """Five digits; of number_string, five more that repeat what is there."""
+  digits = [str(d) for d in rng.integers(10, size=5)]
+  if task == 'number_string':
+    for _ in range(5):
+      at = int(rng.integers(len(digits)))
+      digits.insert(at, digits[at])
+  return ''.join(digits)
+
+
+def hide_key(task: str, key: str, num_noise: int, before: int) -> str:
+  """The context: `before` of the `num_noise` lines stand before the key's."""
+  line = {
+    'passkey': f'The pass key is {key}. Remember it. {key} is the pass key.\n',
+    'number_string': (
+      f'The sequence of digits is {key}. Remember it. {key} is the sequence of'
+      ' digits.\n'
+    ),
+  }[task]
+  return NOISE * before + line + NOISE * (num_noise - before)
+
+
+def draw_uuid(rng: np.random.Generator) -> str:
+  """A random UUID of version 4."""
+  return str(uuid.UUID(bytes=rng.bytes(16), version=4))
+
+
+def read_jsonl(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+  """Objects of a JSON Lines file that have the fields `needed`.
+
+  Raises:
+    ConfigError: a line that is none; names file and line.
+  """
+  try:
+    with path.open(encoding='utf-8') as file:
+      for number, line in enumerate(file, 1):
+        if not line.strip():
+          continue
+        fields = json.loads(line)
+        missing = [name for name in needed if name not in fields]
+        if missing:
+          raise ConfigError(f'{path}, line {number}: no field {missing[0]!r}')
+        yield fields
+  except OSError as error:
+    raise ConfigError(f'cannot read {path}: {error.strerror}') from error
+  except (ValueError, TypeError) as error:
+    if isinstance(error, ConfigError):
+      raise
+    raise ConfigError(f'{path}, line {number}: no JSON object') from error

@@ -1,0 +1,113 @@
+"""Loss by position, and by how much comes before the same tokens.
+
+By position: of each document the first `length` tokens in one pass; the mean
+loss of the tokens between 64 and 128, between 128 and 256, and so on. Later
+tokens of a document may be harder or easier, so this mixes two things.
+
+By context: the last `targets` tokens of the same stretch, given n tokens before
+them, for n = targets, 2 targets, 4 targets, ... Only the context differs, so
+this is what the context is worth.
+
+Both are means of documents, with an interval that is drawn over documents: 95%
+of means of as many documents drawn with replacement.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.evals.predict import Predictor
+from longctx_jax.evals.validation import position_buckets
+
+_RESAMPLES = 1000  # ours: the interval's own error is a thirtieth of its width
+
+
+class Mean(NamedTuple):
+  """Mean loss in nats a token, and where 95% of resampled means lie."""
+
+  loss: float
+  low: float
+  high: float
+
+
+def perplexity(
+  predictor: Predictor,
+  documents: Sequence[np.ndarray],
+  *,
+  length: int,
+  num_targets: int,
+  begin: np.ndarray,
+  seed: int,
+) -> dict[str, Any]:
+  """Losses of documents of at least `length` tokens, ready for JSON.
+
+  Args:
+    predictor: the model.
+    documents: ids of each; shorter ones are left out.
+    length: tokens of each that are read.
+    num_targets: tokens at its end whose context is varied.
+    begin: ids that every text begins with; they count as no position.
+    seed: of the resampling.
+
+  Raises:
+    ConfigError: no document is long enough.
+  """
+  if num_targets >= length:
+    raise ConfigError(
+      f'--num_targets={num_targets} must be below the length of {length}'
+    )
+  texts = [d[:length] for d in documents if len(d) >= length]
+  if not texts:
+    longest = max(map(len, documents), default=0)
+    raise ConfigError(
+      f'no document has the {length} tokens that the suite perplexity needs;'
+      f' the longest has {longest}: give longer ones by --text, or a smaller'
+      ' --lengths'
+    )
+  rng = np.random.default_rng(seed)
+  losses = _losses(predictor, texts, begin)
+  by_position = {
+    f'{start}-{stop}': _mean(losses[:, max(start - 1, 0) : stop - 1], rng)
+    for start, stop in position_buckets(length)
+  }
+  by_context = {}
+  for n in context_lengths(length, num_targets):
+    cut = [text[length - num_targets - n :] for text in texts]
+    by_context[str(n)] = _mean(
+      _losses(predictor, cut, begin)[:, -num_targets:], rng
+    )
+  return {
+    'num_documents': len(texts),
+    'length': length,
+    'num_targets': num_targets,
+    'loss': _mean(losses, rng)._asdict(),
+    'by_position': {k: m._asdict() for k, m in by_position.items()},
+    'by_context': {k: m._asdict() for k, m in by_context.items()},
+  }
+
+
+def context_lengths(length: int, num_targets: int) -> list[int]:
+  """Tokens before the targets: doubled, up to all that there are."""
+  most, found = length - num_targets, []
+  n = num_targets
+  while n < most:
+    found.append(n)
+    n *= 2
+  return [*found, most]
+
+
+def _losses(predictor, texts, begin) -> np.ndarray:
+  """[documents, tokens - 1] losses of the tokens after the first."""
+  rows = [np.concatenate([begin, text]).astype(np.int32) for text in texts]
+  found = [losses for losses, _ in predictor.rows(rows)]
+  return np.stack(found)[:, len(begin) :]
+
+
+def _mean(losses, rng) -> Mean:
+  """Over [documents, tokens]."""
+  means = losses.mean(axis=1)
+  drawn = rng.integers(len(means), size=(_RESAMPLES, len(means)))
+  low, high = np.quantile(means[drawn].mean(axis=1), [0.025, 0.975])
+  return Mean(float(means.mean()), float(low), float(high))

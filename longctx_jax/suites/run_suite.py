@@ -1,0 +1,180 @@
+"""Runs a suite on a model: predictions as they come, then what they sum up to.
+
+    SUITE.jsonl    one line a prediction; a rerun asks what is not there yet
+    results.json   means by length and depth, and how many prompts were cut
+
+Asking for more lengths, depths or samples later adds to what is there.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.progress import Progress
+from longctx_jax.suites.prompter import Prompter
+from longctx_jax.suites.suite import Example, Suite
+from longctx_jax.workdir import write_atomically
+
+_logger = logging.getLogger(__name__)
+
+# (prompts, tokens each may write) -> what the model writes, end left out.
+Answer = Callable[[Sequence[np.ndarray], int], list[str]]
+
+
+def run_suite(
+  suite: Suite,
+  prompter: Prompter,
+  answer: Answer,
+  directory: Path,
+  *,
+  asked_as: dict[str, Any],
+  batch_tokens: int,
+) -> dict[str, Any]:
+  """Asks what has not been asked, and sums up all of the suite's file.
+
+  Args:
+    suite: the test.
+    prompter: makes its prompts.
+    answer: asks the model.
+    directory: receives the files.
+    asked_as: settings that predictions of one file have to share.
+    batch_tokens: prompts go to the model together up to so many.
+
+  Raises:
+    ConfigError: the file there is of other settings, or not ours.
+  """
+  path = directory / f'{suite.name}.jsonl'
+  done = {record['name'] for record in open_predictions(path, asked_as)}
+  examples = [e for e in suite.examples(prompter) if e.name not in done]
+  if done:
+    _logger.info('%s: %d predictions are there already', suite.name, len(done))
+  examples.sort(key=lambda e: len(e.tokens))
+  with (
+    path.open('a', encoding='utf-8') as file,
+    Progress(suite.name, len(done) + len(examples), len(done)) as progress,
+  ):
+    asked = len(done)
+    for batch in _batches(examples, batch_tokens):
+      tokens = [example.tokens for example in batch]
+      limit = max(example.max_new_tokens for example in batch)
+      texts = answer(tokens, limit)
+      for example, text in zip(batch, texts, strict=True):
+        file.write(json.dumps(_record(suite, example, text)) + '\n')
+      file.flush()
+      asked += len(batch)
+      progress.update(asked)
+  return summarise(read_predictions(path))
+
+
+def open_predictions(
+  path: Path, asked_as: dict[str, Any]
+) -> list[dict[str, Any]]:
+  """The predictions of a file; a new one begins with its settings.
+
+  A line that a kill cut short is taken out, and asked again.
+
+  Raises:
+    ConfigError: it begins with other settings.
+  """
+  settings = json.loads(json.dumps(asked_as))
+  if not path.exists() or not path.read_bytes().strip():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps({'settings': settings}) + '\n')
+    return []
+  whole = path.read_bytes()
+  if not whole.endswith(b'\n'):
+    kept = whole[: whole.rfind(b'\n') + 1]
+    write_atomically(path, kept.decode('utf-8'))
+  there = _lines(path)[0].get('settings')
+  if there != settings:
+    differing = next(
+      (
+        f'{name} is {there.get(name)!r} there, {settings.get(name)!r} here'
+        for name in {**(there or {}), **settings}
+        if (there or {}).get(name) != settings.get(name)
+      ),
+      'it has none',
+    )
+    raise ConfigError(
+      f'{path} holds predictions with other settings ({differing}): give'
+      ' another --out'
+    )
+  return read_predictions(path)
+
+
+def read_predictions(path: Path) -> list[dict[str, Any]]:
+  """The predictions of a file, in the order they came."""
+  return _lines(path)[1:]
+
+
+def _lines(path):
+  lines = path.read_text('utf-8').splitlines()
+  try:
+    return [json.loads(line) for line in lines]
+  except ValueError as error:
+    raise ConfigError(
+      f'{path}: a line is no JSON ({error}): remove it, or give another --out'
+    ) from error
+
+
+def _batches(
+  examples: Iterable[Example], batch_tokens: int
+) -> Iterator[list[Example]]:
+  """Neighbours in length; a prompt is padded to the longest beside it."""
+  batch: list[Example] = []
+  for example in examples:
+    if batch and (len(batch) + 1) * len(example.tokens) > batch_tokens:
+      yield batch
+      batch = []
+    batch.append(example)
+  if batch:
+    yield batch
+
+
+def _record(suite, example, text) -> dict[str, Any]:
+  fields = {
+    field: getattr(example, field)
+    for field in ('name', 'length', 'depth', 'truncated', 'answer_lost')
+  }
+  return {
+    **fields,
+    'prompt_tokens': len(example.tokens),
+    'answer': example.answer,
+    'prediction': text,
+    'score': suite.score(text, example),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """What the predictions of one length and depth come to."""
+
+  score: float
+  num: int
+
+
+def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Means: of all, by length and depth; and what was cut out of prompts."""
+  cells: dict[str, dict[str, list[float]]] = {}
+  for record in records:
+    by_depth = cells.setdefault(str(record['length']), {})
+    by_depth.setdefault(f'{record["depth"]:g}', []).append(record['score'])
+  return {
+    'score': float(np.mean([r['score'] for r in records])),
+    'num': len(records),
+    'truncated': float(np.mean([r['truncated'] for r in records])),
+    'answer_lost': float(np.mean([r['answer_lost'] for r in records])),
+    'cells': {
+      length: {
+        depth: dataclasses.asdict(Cell(float(np.mean(scores)), len(scores)))
+        for depth, scores in sorted(by_depth.items(), key=lambda x: float(x[0]))
+      }
+      for length, by_depth in sorted(cells.items(), key=lambda x: int(x[0]))
+    },
+  }

@@ -1,0 +1,63 @@
+"""Lost in the Middle: its prompt, its places, its score."""
+
+import json
+import re
+
+import pytest
+
+from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.suites.lost_in_the_middle import LostInTheMiddleSuite
+from longctx_jax.suites.suite import Grid
+from tests.suites.words import shown, word_prompter
+
+GRID = Grid((300, 600), num_depths=3, samples=2, seed=0)
+
+
+def test_made_prompts_have_the_official_form_and_the_length():
+  prompter = word_prompter('', '')
+  for example in LostInTheMiddleSuite(GRID).examples(prompter):
+    body = re.fullmatch(
+      'Extract the value corresponding to the specified key in the JSON object'
+      r' below\.\n\nJSON data:\n(\{.+\})\n\nKey: "(.+)"\nCorresponding value:',
+      shown(example, prompter),
+      re.DOTALL,
+    )
+    pairs = json.loads(body[1])
+    assert body[1].count('\n ') == len(pairs) - 1
+    assert pairs[body[2]] == example.answer
+    place = list(pairs).index(body[2])
+    assert place == round(example.depth * (len(pairs) - 1))
+    used = len(example.tokens) + example.max_new_tokens
+    assert example.length - 60 < used <= example.length
+
+
+def test_a_chat_model_begins_its_answer_with_the_question_s_last_line():
+  prompter = word_prompter()
+  example = next(LostInTheMiddleSuite(GRID).examples(prompter))
+  text = shown(example, prompter)
+  assert re.search(r'Key: ".+"<model>Corresponding value:$', text)
+
+
+def test_official_files_give_an_example_for_each_depth(tmp_path):
+  records = [[f'k{i}', f'V{i}'] for i in range(5)]
+  path = tmp_path / 'kv.jsonl'
+  fields = {'ordered_kv_records': records, 'key': 'k3', 'value': 'V3'}
+  path.write_text(json.dumps(fields) + '\n')
+  prompter = word_prompter('', '')
+  suite = LostInTheMiddleSuite(GRID, path)
+  examples = list(suite.examples(prompter))
+  assert [e.name for e in examples] == ['0-0', '0-0.5', '0-1']
+  for example, place in zip(examples, (0, 2, 4), strict=True):
+    pairs = json.loads(
+      re.search(r'\{.+\}', shown(example, prompter), re.DOTALL)[0]
+    )
+    assert sorted(pairs) == [f'k{i}' for i in range(5)]
+    assert list(pairs)[place] == 'k3'
+  assert suite.score('it is v3.', examples[0]) == 1
+  assert suite.score('it is v4.', examples[0]) == 0
+
+
+def test_a_length_without_room_is_refused():
+  suite = LostInTheMiddleSuite(Grid((20,), 1, 1, 0))
+  with pytest.raises(ConfigError, match='20 tokens have no room'):
+    next(suite.examples(word_prompter()))

@@ -1,0 +1,150 @@
+"""Predictions: as they come, once each, and summed up."""
+
+import json
+
+import numpy as np
+import pytest
+
+from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.suites.run_suite import run_suite
+from longctx_jax.suites.suite import Example
+from tests.suites.words import word_prompter
+
+
+class Counting:
+  """Example i has i + 1 tokens, and is answered right if the model says i."""
+
+  name = 'counting'
+
+  def __init__(self, count, **changes):
+    self._count, self._changes = count, changes
+
+  def examples(self, prompter):
+    for i in reversed(range(self._count)):
+      tokens = np.full(i + 1, i, np.int32)
+      example = Example(
+        f'e{i}', tokens, str(i), i + 1, 100 if i < 4 else 20, 0.5 * (i % 2)
+      )
+      yield example._replace(**self._changes)
+
+  def score(self, prediction, example):
+    return float(prediction == example.answer)
+
+
+class Model:
+  """Says the prompt's first token, but 3 where it should be 2."""
+
+  def __init__(self, fails_after=10**9):
+    self.asked, self.batches, self._left = [], [], fails_after
+
+  def __call__(self, prompts, max_new_tokens):
+    if self._left < len(prompts):
+      raise KeyboardInterrupt
+    self._left -= len(prompts)
+    self.asked += [len(p) for p in prompts]
+    self.batches.append((len(prompts), max_new_tokens))
+    return [str({2: 3}.get(int(p[0]), int(p[0]))) for p in prompts]
+
+
+def run(directory, model, suite=None, batch_tokens=12, **settings):
+  return run_suite(
+    suite or Counting(6),
+    word_prompter(),
+    model,
+    directory,
+    asked_as={'model': 'm', **settings},
+    batch_tokens=batch_tokens,
+  )
+
+
+def lines(directory):
+  text = (directory / 'counting.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_results_are_means_by_length_and_depth(tmp_path):
+  results = run(tmp_path, Model())
+  assert results['num'] == 6
+  assert results['score'] == pytest.approx(5 / 6)
+  assert results['cells'] == {
+    '20': {'0': {'score': 1.0, 'num': 1}, '0.5': {'score': 1.0, 'num': 1}},
+    '100': {'0': {'score': 0.5, 'num': 2}, '0.5': {'score': 1.0, 'num': 2}},
+  }
+  assert list(results['cells']) == ['20', '100']
+  assert (results['truncated'], results['answer_lost']) == (0.0, 0.0)
+
+
+def test_every_prediction_is_on_its_line(tmp_path):
+  run(tmp_path, Model())
+  settings, *records = lines(tmp_path)
+  assert settings == {'settings': {'model': 'm'}}
+  record = next(r for r in records if r['name'] == 'e2')
+  assert record == {
+    'name': 'e2',
+    'length': 100,
+    'depth': 0.0,
+    'truncated': False,
+    'answer_lost': False,
+    'prompt_tokens': 3,
+    'answer': '2',
+    'prediction': '3',
+    'score': 0.0,
+  }
+
+
+def test_prompts_of_like_length_go_together_up_to_the_tokens(tmp_path):
+  model = Model()
+  run(tmp_path, model)
+  assert model.asked == [1, 2, 3, 4, 5, 6]
+  # 3 x 3 tokens, 2 x 5, 1 x 6; each with the longest answer of its batch.
+  assert model.batches == [(3, 3), (2, 5), (1, 6)]
+
+
+@pytest.mark.parametrize(('fails_after', 'kept'), [(0, 0), (3, 3), (5, 5)])
+def test_a_rerun_asks_what_is_missing_and_ends_the_same(
+  tmp_path, fails_after, kept
+):
+  expected = run(tmp_path / 'whole', Model())
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path / 'cut', Model(fails_after))
+  model = Model()
+  assert run(tmp_path / 'cut', model) == expected
+  assert len(model.asked) == 6 - kept
+  assert run(tmp_path / 'cut', Model(0)) == expected
+
+
+def test_a_line_that_was_cut_short_is_asked_again(tmp_path):
+  expected = run(tmp_path, Model())
+  path = tmp_path / 'counting.jsonl'
+  path.write_bytes(path.read_bytes()[:-9])
+  model = Model()
+  assert run(tmp_path, model) == expected
+  assert model.asked == [6]
+
+
+def test_more_examples_add_to_what_is_there(tmp_path):
+  run(tmp_path, Model(), Counting(4))
+  model = Model()
+  assert run(tmp_path, model, Counting(6)) == run(tmp_path / 'b', Model())
+  assert model.asked == [5, 6]
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(tmp_path):
+  run(tmp_path, Model(), chat=True)
+  before = (tmp_path / 'counting.jsonl').read_bytes()
+  with pytest.raises(ConfigError, match=r'chat is True there, False here'):
+    run(tmp_path, Model(), chat=False)
+  assert (tmp_path / 'counting.jsonl').read_bytes() == before
+
+
+def test_a_damaged_line_is_named(tmp_path):
+  run(tmp_path, Model())
+  path = tmp_path / 'counting.jsonl'
+  path.write_text(path.read_text().replace('"e3"', 'e3'))
+  with pytest.raises(ConfigError, match=r'counting\.jsonl: a line is no JSON'):
+    run(tmp_path, Model())
+
+
+def test_cut_prompts_are_counted(tmp_path):
+  results = run(tmp_path, Model(), Counting(3, truncated=True))
+  assert (results['truncated'], results['answer_lost']) == (1.0, 0.0)
