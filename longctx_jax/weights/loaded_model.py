@@ -31,6 +31,7 @@ from longctx_jax.data.tokenizer import Tokenizer
 from longctx_jax.data.tokenizer_files import load_tokenizer
 from longctx_jax.evals.predict import Predictor
 from longctx_jax.generate import Generator
+from longctx_jax.ops.rope import SCALINGS
 from longctx_jax.weights.checkpoint_tensors import CheckpointTensors
 from longctx_jax.weights.model_folder import (
   TensorSource,
@@ -153,6 +154,8 @@ def scale_rope(
   if not changes:
     return rope
   scaling = changes.get('scaling', rope.scaling)
+  if scaling not in SCALINGS:
+    raise ConfigError(f'--rope.scaling={scaling}: can be {", ".join(SCALINGS)}')
   if scaling == 'none' and changes.get('factor', 1.0) != 1.0:
     raise ConfigError(
       f'--rope.factor={changes["factor"]} needs --rope.scaling: linear, ntk,'
