@@ -121,11 +121,12 @@ def _prepare_to_import(file: str, hint: str) -> None:
 
 def _flag_error(error: Exception, verb: str, argv: list[str]) -> str:
   """One line of what absl and ml_collections say in several or in one word."""
-  text = str(error.args[0] if error.args else error).strip()
+  text = str(error.args[0] if error.args else error).strip('" \n')
   if 'Traceback' in text:  # of get_config; its last line is the message
     return f'--config: {text.splitlines()[-1].partition(": ")[2]}'
   if text.startswith("'"):
-    # "'trian'\nDid you mean ...", quoted once or twice, without its flag.
+    # "'trian'\nDid you mean ..." without its flag, the advice where a name is
+    # close, and all of it quoted once or twice.
     field = re.search(r'\w+', text)[0]
     given = [f.partition('=')[0] for f in argv if f.startswith('--config.')]
     flag = next((f for f in given if field in f.split('.')), '--config')

@@ -132,6 +132,13 @@ def test_a_wrong_command_ends_in_one_clear_line(run, argv, says):
       '--config.train.stesp=3',
       "--config.train.stesp: no field 'stesp'; did you mean steps?",
     ),
+    # No name is close to these.
+    (
+      PRETRAIN,
+      '--config.train.qqq=3',
+      "longctx: --config.train.qqq: no field 'qqq' (longctx train --help)",
+    ),
+    (PRETRAIN, '--config.qqq.steps=3', "longctx: --config.qqq.steps: no field"),
     (
       RECIPE,
       '--config.trian.steps=3',
