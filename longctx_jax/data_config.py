@@ -21,6 +21,9 @@ PLANNER_FIELDS = {
   'untie': ('chunk_probs', 'min_chunk_len', 'interleave_prob', 'exempt'),
 }
 INTERLEAVING = ('interleave', 'untie')
+# Fields of `DataConfig` that say how rows are read, and change none: a run may
+# go on with others.
+READING = ('num_workers', 'on_repeat')
 
 
 @dataclasses.dataclass(frozen=True)

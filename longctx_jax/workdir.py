@@ -7,12 +7,14 @@ stages/1_pretrain/        checkpoints/, metrics.jsonl, tensorboard/,
 summary.json report.html  after every stage
 """
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from longctx_jax.config import ConfigError, StageConfig, from_config_dict
+from longctx_jax.data_config import READING
 
 
 def stage_directory(workdir: Path, i: int, name: str) -> Path:
@@ -68,6 +70,9 @@ def write_atomically(path: Path, text: str) -> None:
 def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
   """Writes config.json, or checks that the one there is the same.
 
+  Fields that say how rows are read may differ: a run whose reading processes
+  took too much memory goes on with fewer.
+
   Raises:
     ConfigError: the directory belongs to a run of another config; names the
       first field that differs.
@@ -76,6 +81,7 @@ def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
   config = json.loads(json.dumps(config))
   if path.exists():
     there = json.loads(path.read_text())
+    there, config = _without_reading(there), _without_reading(config)
     if there != config:
       raise ConfigError(
         f'{workdir} holds a run of another config'
@@ -83,6 +89,15 @@ def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
       )
     return
   write_atomically(path, json.dumps(config, indent=2))
+
+
+def _without_reading(config):
+  """The config of a run without what changes no row of it."""
+  config = copy.deepcopy(config)
+  for stage in config['stages']:
+    for field in READING:
+      stage.setdefault('data', {}).pop(field, None)
+  return config
 
 
 def _first_difference(old: Any, new: Any, path: str = '') -> str:

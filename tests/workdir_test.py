@@ -27,6 +27,20 @@ def test_the_same_config_claims_its_directory_again(tmp_path):
 
 
 @pytest.mark.parametrize(
+  'changes', [{'num_workers': 3}, {'on_repeat': 'refuse'}], ids=str
+)
+def test_a_run_goes_on_though_its_rows_are_read_in_another_way(
+  tmp_path, changes
+):
+  claim_workdir(tmp_path, run_config())
+  before = (tmp_path / 'config.json').read_bytes()
+  claim_workdir(tmp_path, run_config(data=changes))
+  assert (tmp_path / 'config.json').read_bytes() == before
+  with pytest.raises(ConfigError, match=r'stages\.1\.data\.seq_len is 128'):
+    claim_workdir(tmp_path, run_config(data={**changes, 'seq_len': 256}))
+
+
+@pytest.mark.parametrize(
   ('changes', 'says'),
   [
     (

@@ -33,6 +33,7 @@ from longctx_jax.data.row_sources import (
   SyntheticTableRows,
 )
 from longctx_jax.data_config import (
+  READING,
   ConversationRows,
   DataConfig,
   DocumentRows,
@@ -41,8 +42,6 @@ from longctx_jax.data_config import (
 
 log = logging.getLogger(__name__)
 
-# How to read, which changes no batch: not part of the fingerprint.
-_READING = ('num_workers', 'on_repeat')
 # Keeps the streams of random numbers apart that one seed is drawn into.
 _FIELDS_STREAM = 3
 
@@ -99,7 +98,7 @@ class BatchSource:
     fields = dataclasses.asdict(config)
     described = json.dumps(
       {
-        'data': {k: v for k, v in fields.items() if k not in _READING},
+        'data': {k: v for k, v in fields.items() if k not in READING},
         'seed': seed,
         'tokenizer': corpus.tokenizer.fingerprint,
         'sources': {n: s.fingerprint for n, s in self._sources.items()},
