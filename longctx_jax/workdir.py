@@ -85,7 +85,7 @@ def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
     if there != config:
       raise ConfigError(
         f'{workdir} holds a run of another config'
-        f' ({_first_difference(there, config)}): give another --workdir'
+        f' ({first_difference(there, config)}): give another --workdir'
       )
     return
   write_atomically(path, json.dumps(config, indent=2))
@@ -100,14 +100,15 @@ def _without_reading(config):
   return config
 
 
-def _first_difference(old: Any, new: Any, path: str = '') -> str:
+def first_difference(old: Any, new: Any, path: str = '') -> str:
+  """'train.steps is 4 there, 7 here', of JSON-like values that differ."""
   if isinstance(old, list) and isinstance(new, list):
     # Stages are a list; they are told apart by number.
     old, new = dict(enumerate(old)), dict(enumerate(new))
   if isinstance(old, dict) and isinstance(new, dict):
     for key in dict.fromkeys([*old, *new]):
       if old.get(key) != new.get(key):
-        return _first_difference(
+        return first_difference(
           old.get(key), new.get(key), f'{path}.{key}' if path else str(key)
         )
   return f'{path} is {_shown(old)} there, {_shown(new)} here'

@@ -42,7 +42,7 @@ ALLOWED = {
     'longctx_jax.data_config',
     'longctx_jax.config_from_dict',
     'longctx_jax.progress',
-    'longctx_jax.workdir',  # write_atomically
+    'longctx_jax.workdir',  # write_atomically, first_difference
   ),
   'longctx_jax.html_page': (
     'longctx_jax.settings_table',

@@ -35,6 +35,7 @@ from longctx_jax.data.store_writer import StoredDocument, write_store
 from longctx_jax.data.stored_conversations import stored_conversations
 from longctx_jax.data.tokenizer import Tokenizer
 from longctx_jax.data.tokenizer_files import copy_tokenizer, load_tokenizer
+from longctx_jax.workdir import first_difference
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,14 @@ def open_corpus(directory: Path, settings: dict | None = None) -> Corpus:
 
   Raises:
     ConfigError: it was made with settings other than `settings`.
-    StoreError: a store was tokenised by another tokenizer, or is damaged.
+    StoreError: there is none, a store was tokenised by another tokenizer, or is
+      damaged.
   """
+  if directory.is_dir() and not (directory / 'documents').exists():
+    raise StoreError(
+      f'{directory} holds no corpus: give the directory of one, or remove this'
+      ' one to have a corpus made there'
+    )
   stores = {
     name: DocumentStore(directory / name)
     for name in ('documents', 'heldout', 'conversations')
@@ -96,8 +103,9 @@ def open_corpus(directory: Path, settings: dict | None = None) -> Corpus:
   for store in stores.values():
     if settings is not None and store.settings != settings:
       raise ConfigError(
-        f'{directory} was prepared with other corpus settings: give another'
-        ' --workdir, or remove it to prepare it again'
+        f'{directory} was prepared with other corpus settings'
+        f' ({first_difference(store.settings, settings)}): give another'
+        ' directory, or remove it to prepare it again'
       )
   template = TEMPLATES[stores['documents'].settings['corpus']['chat_template']]
   tokenizer = load_tokenizer(directory, control=template.control)
@@ -129,12 +137,12 @@ def _open_prepared(config) -> Corpus:
     )
   corpus = open_corpus(directory)
   there = corpus.documents.settings['corpus']
-  for field, value in corpus_settings(config, 0)['corpus'].items():
-    if there.get(field) != value:
-      raise ConfigError(
-        f'corpus.prepared={config.prepared} was made with other settings:'
-        f' corpus.{field} is {there.get(field)} there, {value} here'
-      )
+  here = corpus_settings(config, 0)['corpus']
+  if there != here:
+    raise ConfigError(
+      f'corpus.prepared={config.prepared} was made with other settings:'
+      f' {first_difference(there, here, "corpus")}'
+    )
   return corpus
 
 

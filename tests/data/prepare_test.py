@@ -159,14 +159,34 @@ def test_what_a_killed_run_left_is_not_taken_for_a_corpus(
 
 
 @pytest.mark.parametrize(
-  ('changes', 'seed'), [({'heldout_frac': 0.3}, 0), ({}, 1)]
+  ('changes', 'seed', 'says'),
+  [
+    (
+      {'heldout_frac': 0.3},
+      0,
+      r'\(corpus\.heldout_frac is 0\.2 there, 0\.3 here\)',
+    ),
+    ({}, 1, r'\(seed is 0 there, 1 here\)'),
+  ],
 )
-def test_a_corpus_of_other_settings_is_refused(texts, prepared, changes, seed):
+def test_a_corpus_of_other_settings_is_refused(
+  texts, prepared, changes, seed, says
+):
   directory, _ = prepared
-  with pytest.raises(ConfigError, match='other corpus settings') as raised:
+  with pytest.raises(ConfigError, match=f'other corpus settings {says}') as e:
     prepare_corpus(config_of(texts, **changes), directory, seed=seed)
-  assert str(directory) in str(raised.value)
+  assert str(directory) in str(e.value)
   assert directory.exists()
+
+
+def test_a_directory_that_holds_something_else_is_named_and_left(
+  texts, tmp_path
+):
+  (tmp_path / 'c').mkdir()
+  (tmp_path / 'c' / 'notes.txt').write_text('mine')
+  with pytest.raises(StoreError, match=r'c holds no corpus: give the direc'):
+    prepare_corpus(config_of(texts), tmp_path / 'c', seed=0)
+  assert (tmp_path / 'c' / 'notes.txt').exists()
 
 
 def test_stores_of_another_tokenizer_are_refused(prepared, tmp_path):
