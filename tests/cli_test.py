@@ -138,7 +138,7 @@ def test_a_wrong_command_ends_in_one_clear_line(run, argv, says):
       '--config.train.qqq=3',
       "longctx: --config.train.qqq: no field 'qqq' (longctx train --help)",
     ),
-    (PRETRAIN, '--config.qqq.steps=3', "longctx: --config.qqq.steps: no field"),
+    (PRETRAIN, '--config.qqq.steps=3', 'longctx: --config.qqq.steps: no field'),
     (
       RECIPE,
       '--config.trian.steps=3',

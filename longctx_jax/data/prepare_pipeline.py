@@ -100,6 +100,8 @@ def prepare_at_scale(
 def _make(job, settings, seed, run, task_bytes, sample_chars):
   config, work = job.config, Work(job.corpus)
   tasks = list_tasks(config, prepare.cache_dir(), task_bytes=task_bytes)
+  if not tasks:  # all files there are hold nothing
+    prepare.check_both_there(0, 0)
   made_from = {
     'settings': settings,
     'page_tokens': job.page_tokens,

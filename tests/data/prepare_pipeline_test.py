@@ -1,5 +1,6 @@
 """Large corpora: as in memory, whoever runs the tasks, whatever interrupts."""
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -341,6 +342,16 @@ def test_filters_that_leave_nothing_are_named(texts, tmp_path):
     prepare_at_scale(config, tmp_path / 'd', **PREPARE)
 
 
+def test_sources_of_nothing_are_an_empty_corpus(texts, tmp_path):
+  (tmp_path / 'nothing.jsonl').touch()
+  source = {'kind': 'jsonl', 'max_chars': 10**6}
+  source['path'] = str(tmp_path / 'nothing.jsonl')
+  config = config_of(texts, sources={'records': source})
+  for prepare in (prepare_corpus, prepare_at_scale):
+    with pytest.raises(ConfigError, match='empty corpus: 0 training and 0 '):
+      prepare(config, tmp_path / 'c', seed=0)
+
+
 def test_a_run_takes_a_corpus_that_was_prepared(texts, prepared, tmp_path):
   directory, corpus = prepared
   config = config_of(texts, prepared=str(directory))
@@ -349,6 +360,11 @@ def test_a_run_takes_a_corpus_that_was_prepared(texts, prepared, tmp_path):
   assert not (tmp_path / 'c').exists()
   other = config_of(texts, prepared=str(directory), vocab_size=330)
   with pytest.raises(ConfigError, match=r'vocab_size is 320 there, 330 here'):
+    prepare_corpus(other, tmp_path / 'c', seed=0)
+  sources = dataclasses.asdict(config)['sources']
+  sources['files']['max_chars'] += 1
+  other = config_of(texts, prepared=str(directory), sources=sources)
+  with pytest.raises(ConfigError, match=r': corpus\.sources\.files\.max_chars'):
     prepare_corpus(other, tmp_path / 'c', seed=0)
   nowhere = config_of(texts, prepared=str(tmp_path / 'x'))
   with pytest.raises(ConfigError, match=r'corpus\.prepared=.*x: no such dir'):
