@@ -7,7 +7,9 @@ tokens never pass through Beam, whose local runner would hold all of them in
 memory to group them.
 """
 
+import contextlib
 import importlib
+import io
 import logging
 import re
 import shlex
@@ -39,7 +41,8 @@ def beam_runner(runner: str, options: Sequence[str] = ()) -> Runner:
       alone is a switch.
 
   Raises:
-    ConfigError: Beam is not installed, or an option is malformed.
+    ConfigError: Beam is not installed, has no such runner, or does not take an
+      option.
   """
   beam = _import_beam()
   # Errors come back from the tasks, and in one line.
@@ -49,6 +52,8 @@ def beam_runner(runner: str, options: Sequence[str] = ()) -> Runner:
     flags.append(f'--runner={runner}')
   elif not any(f.startswith(f'--{_LOCAL_WORKERS}') for f in flags):
     flags.append(f'--{_LOCAL_WORKERS}=0')  # as many as there are cores
+  _check_options(beam, flags, runner)
+  _check_runner(runner)
 
   def run(
     step: Callable[[int], None],
@@ -101,6 +106,34 @@ def _flags(options) -> list[str]:
         f' {_LOCAL_WORKERS}=4, or the name of a switch'
       )
   return [f'--{option}' for option in options]
+
+
+def _check_options(beam, flags, runner):
+  """Beam itself prints its pages of help, and overlooks unknown options."""
+  options = beam.options.pipeline_options.PipelineOptions(flags)
+  said = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(said):
+      known = options.get_all_options()
+      given = options.get_all_options(retain_unknown_options=True)
+  except SystemExit:
+    error = said.getvalue().strip().rpartition('error: ')[2]
+    raise ConfigError(f'--runner_option: {error}') from None
+  unknown = sorted(given.keys() - known.keys())
+  # Other runners ask their job servers for options that Beam does not know.
+  if unknown and runner == LOCAL:
+    raise ConfigError(
+      f'--runner_option={unknown[0]}: {LOCAL} has no such option; those of'
+      ' Beam are on beam.apache.org'
+    )
+
+
+def _check_runner(runner):
+  runners = importlib.import_module('apache_beam.runners.runner')
+  try:
+    runners.create_runner(runner)
+  except (ImportError, ValueError) as error:
+    raise ConfigError(f'--runner={runner}: {error}') from error
 
 
 def _import_beam() -> ModuleType:

@@ -31,6 +31,34 @@ def test_a_malformed_option_is_shown(option):
     beam_runner('DirectRunner', [option])
 
 
+@pytest.mark.parametrize(
+  ('runner', 'option', 'says'),
+  [
+    ('NoSuchRunner', 'job_name=a', r'^--runner=NoSuchRunner: .*DirectRunner'),
+    ('here.NoSuchRunner', 'job_name=a', r"^--runner=here\..*named 'here'"),
+    (
+      'DirectRunner',
+      'direct_num_workers=many',
+      r"^--runner_option: argument --direct_num_workers: .*'many'$",
+    ),
+    ('DirectRunner', 'num_worker=2', '^--runner_option=num_worker: DirectR'),
+  ],
+)
+def test_what_beam_does_not_know_is_refused_before_anything_is_read(
+  runner, option, says, capfd
+):
+  pytest.importorskip('apache_beam')
+  with pytest.raises(ConfigError, match=says) as error:
+    beam_runner(runner, [option])
+  assert '\n' not in str(error.value)
+  assert capfd.readouterr().err == ''
+
+
+def test_options_of_job_servers_are_let_through():
+  pytest.importorskip('apache_beam')
+  beam_runner('FlinkRunner', ['flink_version=1.20', 'of_job_server=4'])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'options',
