@@ -113,12 +113,17 @@ def _alpaca(record):
   yield 'assistant', record['output']
 
 
+def _ultrachat(record):
+  texts = record['data']
+  if not isinstance(texts, list):
+    raise TypeError  # a text would give its letters
+  return [(('user', 'assistant')[k % 2], text) for k, text in enumerate(texts)]
+
+
 # Shape -> (role, text) of a record's turns.
 _MESSAGES = {
   'messages': lambda r: [(m['role'], m['content']) for m in r['messages']],
-  'ultrachat': lambda r: [
-    (('user', 'assistant')[k % 2], text) for k, text in enumerate(r['data'])
-  ],
+  'ultrachat': _ultrachat,
   'alpaca': _alpaca,
   'sharegpt': lambda r: [(m['from'], m['value']) for m in r['conversations']],
 }

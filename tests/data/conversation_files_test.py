@@ -133,6 +133,14 @@ def test_what_is_no_conversation_is_counted_or_named(tmp_path, record, problem):
   assert '\n' not in message
 
 
+@pytest.mark.parametrize('texts', ['Hi there', {'a': 'Hi', 'b': 'x'}, None])
+def test_turns_of_ultrachat_are_a_list(tmp_path, texts):
+  good = RECORDS['ultrachat']
+  made, problems = read(write(tmp_path / 'a.jsonl', [good, {'data': texts}]))
+  assert made == [Conversation(TURNS)]
+  assert problems == {'not of the shape ultrachat': 1}
+
+
 def test_the_place_in_an_array_is_the_number_of_the_record(tmp_path):
   path = write(tmp_path / 'a.json', [RECORDS['messages'], of()], array=True)
   with pytest.raises(ConfigError, match='record 2: no assistant turn'):
