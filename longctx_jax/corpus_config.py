@@ -71,7 +71,7 @@ class TextSource:
 class ConversationFiles:
   """Conversations from JSON files; see `data/conversation_files.py`."""
 
-  path: str  # a file, or a directory of *.jsonl and *.json
+  path: str  # a file, or a directory of *.jsonl and *.json (.gz, .zst)
   # 'auto' tells it from the keys of each file's first record.
   shape: Literal['auto', 'messages', 'ultrachat', 'alpaca', 'sharegpt'] = 'auto'
   # What to do with records that are no conversation: count them, or stop.

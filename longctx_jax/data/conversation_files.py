@@ -6,8 +6,9 @@
     alpaca     {"instruction": "Add", "input": "1 1", "output": "2"}
     sharegpt   {"conversations": [{"from": "human", "value": "Hi"}, ...]}
 
-A file is one record a line, or one array of records. A record must give turns
-of a user and an assistant by turns, after a system's text or none.
+A file is one record a line, or one array of records; gzip or Zstandard may
+compress it. A record must give turns of a user and an assistant by turns, after
+a system's text or none.
 """
 
 import json
@@ -19,6 +20,8 @@ from typing import Any
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.corpus_config import ConversationFiles
 from longctx_jax.data.chat import Conversation
+from longctx_jax.data.parts import BadRecord
+from longctx_jax.data.read_json import open_expanded
 
 # As data sets write them -> one of three.
 _ROLES = {
@@ -29,6 +32,13 @@ _ROLES = {
   'gpt': 'assistant',
   'chatgpt': 'assistant',
 }
+
+
+_SUFFIXES = tuple(
+  suffix + packed
+  for suffix in ('.jsonl', '.json')
+  for packed in ('', '.gz', '.zst')
+)
 
 
 class RecordError(ValueError):
@@ -152,35 +162,55 @@ def _paths(files, field) -> list[Path]:
   path = Path(files.path)
   found = [path]
   if path.is_dir():
-    found = sorted([*path.rglob('*.jsonl'), *path.rglob('*.json')])
+    found = sorted(
+      file
+      for file in path.rglob('*')
+      if file.name.lower().endswith(_SUFFIXES) and file.is_file()
+    )
   if not found or not path.exists():
     raise ConfigError(
       f'{field}.path={files.path!r}: expected a file, or a directory of *.jsonl'
-      ' and *.json'
+      ' and *.json, which may be compressed (.gz, .zst)'
     )
   return found
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
   """('file:line', record); what is not JSON comes as a `RecordError`."""
-  with path.open('rb') as file:
+  number = 0
+  try:
+    if _is_array(path):
+      yield from _array(path)
+      return
+    with open_expanded(str(path)) as file:
+      for number, line in enumerate(file, start=1):
+        if line.strip():
+          yield f'{path}:{number}', _parsed(line)
+  except BadRecord as damage:
+    # What comes behind it is lost, and nobody knows how much that is.
+    yield f'{path}:{number + 1}: {damage}', RecordError(damage.kind)
+
+
+def _is_array(path):
+  with open_expanded(str(path)) as file:
     start = file.read(1)
     while start.isspace():
       start = file.read(1)
-    file.seek(0)
-    if start == b'[':
-      try:
-        array = json.load(file)
-      except (ValueError, RecursionError) as error:
-        raise ConfigError(f'{path}: not JSON: {error}') from error
-      for i, record in enumerate(array):
-        yield f'{path}, record {i + 1}', record
-      return
-    for i, line in enumerate(file):
-      if not line.strip():
-        continue
-      try:
-        record = json.loads(line)
-      except (ValueError, RecursionError):
-        record = RecordError('not JSON')
-      yield f'{path}:{i + 1}', record
+  return start == b'['
+
+
+def _array(path):
+  with open_expanded(str(path)) as file:
+    try:
+      array = json.load(file)
+    except (ValueError, RecursionError) as error:
+      raise ConfigError(f'{path}: not JSON: {error}') from error
+  for i, record in enumerate(array):
+    yield f'{path}, record {i + 1}', record
+
+
+def _parsed(line):
+  try:
+    return json.loads(line)
+  except (ValueError, RecursionError):
+    return RecordError('not JSON')

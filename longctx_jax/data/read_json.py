@@ -68,7 +68,7 @@ def read_jsonl(part: Part) -> Iterator[Document | Problem]:
   max_bytes = 6 * part.source.max_document_chars + _OTHER_FIELDS_BYTES
   offset = part.start
   try:
-    with _open(part.path) as file:
+    with open_expanded(part.path) as file:
       for offset, line in _lines(file, part.start, part.stop, max_bytes):
         if line is None or line.strip():
           yield _item(part, offset, line)
@@ -169,7 +169,10 @@ def _where(part, offset):
     return f'{part.path}, byte {offset}'
   # Once, as reading stops here: counting lines takes a pass over the file.
   number, left = 1, offset
-  with contextlib.suppress(BadRecord, OSError), _open(part.path) as file:
+  with (
+    contextlib.suppress(BadRecord, OSError),
+    open_expanded(part.path) as file,
+  ):
     while left > 0 and (block := file.read1(min(left, _BUFFER_BYTES))):
       number += block.count(b'\n')
       left -= len(block)
@@ -235,7 +238,13 @@ def _is_compressed(path):
   return path.lower().endswith(('.gz', '.zst'))
 
 
-def _open(path) -> BinaryIO:
+def open_expanded(path: str) -> BinaryIO:
+  """The content of a plain file, or of a compressed one, to be read once.
+
+  Raises:
+    BadRecord: here or as it is read, what is wrong with a compressed file.
+    OSError: it cannot be read.
+  """
   if not _is_compressed(path):
     return open(path, 'rb', buffering=_BUFFER_BYTES)
   if not os.path.getsize(path):

@@ -1,6 +1,7 @@
 """Conversation files: four shapes, what is no conversation, and where."""
 
 import json
+import random
 from collections import Counter
 
 import pytest
@@ -9,6 +10,7 @@ from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.corpus_config import ConversationFiles
 from longctx_jax.data.chat import Conversation
 from longctx_jax.data.conversation_files import read_conversations
+from tests.data.formats import write_bytes
 
 FIELD = 'corpus.conversation_files.mine'
 TURNS = [('Hi', 'Hello'), ('And?', 'Bye')]
@@ -70,6 +72,30 @@ def test_the_shape_is_told_file_by_file_in_order_of_name(tmp_path):
   made, problems = read(tmp_path)
   assert [len(one.turns) for one in made] == [2, 1, 4]
   assert problems == {}
+
+
+@pytest.mark.parametrize('array', [False, True])
+@pytest.mark.parametrize('suffix', ['.gz', '.zst'])
+def test_compressed_files_are_read(tmp_path, suffix, array):
+  plain = write(tmp_path / 'plain', [RECORDS['sharegpt']] * 2, array=array)
+  write_bytes(tmp_path / 'mine' / f'a.jsonl{suffix}', plain.read_bytes())
+  assert read(tmp_path / 'mine') == ([Conversation(TURNS)] * 2, {})
+
+
+@pytest.mark.parametrize('suffix', ['.gz', '.zst'])
+def test_a_truncated_file_is_read_up_to_there_and_counted(tmp_path, suffix):
+  rng = random.Random(0)  # compresses badly, so that blocks are many
+  texts = [str(rng.random()) for _ in range(20_000)]
+  records = [{'data': texts[i : i + 2]} for i in range(0, len(texts), 2)]
+  plain = write(tmp_path / 'plain', records)
+  path = tmp_path / f'a.jsonl{suffix}'
+  write_bytes(path, plain.read_bytes())
+  path.write_bytes(path.read_bytes()[:-1000])
+  made, problems = read(path)
+  assert 0 < len(made) < len(records)
+  assert problems == {'damaged': 1}
+  with pytest.raises(ConfigError, match=rf'{suffix}:\d+: .*: damaged\. Mend'):
+    read(path, on_problem='stop')
 
 
 def test_the_input_of_alpaca_follows_its_instruction(tmp_path):
