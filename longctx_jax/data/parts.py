@@ -38,8 +38,8 @@ class Problem(NamedTuple):
   """What took a document's place: something that cannot be read.
 
   Kinds: bad_json, bad_utf8, no_text_field, no_name_field, empty, too_large (a
-  document); unreadable, damaged, expands_too_much (the rest of a file, whose
-  documents nobody can count).
+  document); binary (a file of a source tree); unreadable, damaged,
+  expands_too_much (the rest of a file, whose documents nobody can count).
   """
 
   name: str

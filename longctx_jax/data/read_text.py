@@ -56,7 +56,7 @@ def read_text_file(part: Part) -> str:
   Raises:
     BadRecord: it cannot be read, or is no text.
   """
-  return _file_text(Path(part.path), part.source)
+  return _file_text(Path(part.path), part.source, binary_too=True)
 
 
 def list_repositories(source: TextSource, domain: str) -> list[Part]:
@@ -98,7 +98,7 @@ def read_repository(part: Part) -> Iterator[Document | Problem]:
   files = {
     printable(path.relative_to(root).as_posix()): path
     for path in walk_files(root)
-    if path.name.lower().endswith(suffixes) and not _is_binary(path)
+    if path.name.lower().endswith(suffixes)
   }
   yield from read_concatenated(part, files)
 
@@ -115,12 +115,13 @@ def read_concatenated(
       ...
 
   Not in the order of who imports whom, on purpose (ProLong, sec. 3.1). A file
-  that cannot be read is left out of the document, and is a problem of its own.
+  that cannot be read, or is binary, is left out of the document, and is a
+  problem of its own.
   """
   texts, length = [], 0
   for name in sorted(files):
     try:
-      text = _file_text(files[name], part.source)
+      text = _file_text(files[name], part.source, binary_too=False)
     except BadRecord as bad:
       if bad.kind != 'empty':
         yield Problem(f'{part.name}/{name}', bad.kind, f'{files[name]}: {bad}')
@@ -144,20 +145,17 @@ def read_concatenated(
   )
 
 
-def _file_text(path, source):
+def _file_text(path, source, *, binary_too):
   try:
     with path.open('rb') as file:
       if os.fstat(file.fileno()).st_size > 4 * source.max_document_chars:
         raise too_large(source)
-      content = file.read()
+      content = file.read(_BINARY_CHECK_BYTES)
+      if b'\0' in content and not binary_too:
+        raise BadRecord(
+          'binary', 'it has NUL bytes, as programs and UTF-16 have, not sources'
+        )
+      content += file.read()
   except OSError as error:
     raise BadRecord('unreadable', error.strerror) from None
   return text_from(content, source)
-
-
-def _is_binary(path):
-  try:
-    with path.open('rb') as file:
-      return b'\0' in file.read(_BINARY_CHECK_BYTES)
-  except OSError:
-    return False  # reading it says what is the matter

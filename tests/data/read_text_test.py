@@ -122,7 +122,6 @@ def test_a_repository_is_its_files_in_order_below_their_names(tmp_path):
     one__a__z_py='z = 1\n',
     one___git__config_py='no',
     one__data_json='no',
-    one__picture_c=b'\x7fELF\0\0',
     one__empty_py='',
     two__read_me_md='Read me.',
   )
@@ -165,6 +164,17 @@ def test_a_bad_file_is_left_out_of_its_repository_and_named(tmp_path):
   assert document.text == '# a.py\na = 1\n\n# c.py\nc = 1\n\n'
   (document,) = read('repositories', tmp_path, errors='replace')
   assert '# b.py\n# caf\ufffd\n' in document.text
+
+
+@pytest.mark.parametrize(
+  'content', [b'\x7fELF\0\0', 'a = 1\n'.encode('utf-16')]
+)
+def test_a_binary_file_of_a_repository_is_counted(tmp_path, content):
+  write(tmp_path, one__a_py='a = 1', one__b_c=content, one__c_png=b'\0')
+  problem, document = read('repositories', tmp_path, errors='replace')
+  assert (problem.name, problem.kind) == ('repositories/one/b.c', 'binary')
+  assert f'{tmp_path}/one/b.c: it has NUL bytes' in problem.message
+  assert document.text == '# a.py\na = 1\n\n'
 
 
 def test_a_repository_too_large_is_one_problem(tmp_path):
