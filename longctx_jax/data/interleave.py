@@ -110,7 +110,12 @@ def interleave_chunks(
     order: 'round_robin' or 'shuffle', see `shuffle_in_order`.
     min_chunk_len: what is too short to be a chunk.
     rng: if something is random: a pair of draws a chunk, for cut and place.
+
+  Raises:
+    ValueError: something is random, and there is no rng.
   """
+  if rng is None and (split, order) != ('equal', 'round_robin'):
+    raise ValueError(f'split={split!r}, order={order!r}: draw them from an rng')
   wanted = np.broadcast_to(num_chunks, len(documents)).tolist()
   chunks, places = [], []
   for document, count in zip(documents, wanted, strict=True):

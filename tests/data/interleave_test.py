@@ -43,6 +43,12 @@ def test_definition_gives_the_golden_vector():
   assert interleave_chunks(documents, 4) == GOLDEN
 
 
+@pytest.mark.parametrize('how', [{'split': 'random'}, {'order': 'shuffle'}])
+def test_chance_needs_a_generator(how):
+  with pytest.raises(ValueError, match='from an rng'):
+    interleave_chunks(['abcd', 'ABCD'], 2, **how)
+
+
 def test_planner_gives_the_golden_vector():
   texts = ['abcde', 'ABCDEFGH']
   options = {'docs_per_row': 2, 'num_chunks': 4, 'split': 'equal'}
