@@ -268,6 +268,12 @@ class DataConfig:
         )
       if source.planner not in INTERLEAVING:
         continue
+      if self.loss_normalizer == 'sequence':
+        raise ConfigError(
+          f'mixture.{name}: chunk-interleaved rows (planner={source.planner})'
+          ' cannot be trained under data.loss_normalizer=sequence: each chunk'
+          ' would count as much as a document. Set it to token'
+        )
       for setting, is_on in cutting.items():
         if is_on:
           raise ConfigError(

@@ -126,6 +126,11 @@ BUCKETS = {**TEXT, 'planner': 'buckets', 'bucket_len': 64}
       ' trained under data.window_schedule',
     ),
     (
+      {**INTERLEAVED, 'data__loss_normalizer': 'sequence'},
+      'data.mixture.text: chunk-interleaved rows (planner=interleave) cannot be'
+      ' trained under data.loss_normalizer=sequence: each chunk would count',
+    ),
+    (
       {**INTERLEAVED, 'data__label_first_token': False},
       'data.mixture.text: chunk-interleaved rows (planner=interleave) cannot be'
       ' trained under data.label_first_token=False',
