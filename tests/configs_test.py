@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from longctx_jax.config import StageConfig, stages_from_recipe
 from longctx_jax.config_from_dict import from_config_dict
 from longctx_jax.corpus_config import DocumentFilters, TextSource
+from longctx_jax.data_config import PositionJumps, WeightsAt, WindowAt
 from longctx_jax.recipe import run_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -142,3 +143,36 @@ def test_sources_to_replace_have_every_field_and_its_default(path, option):
   )
   assert set(source) == {f.name for f in dataclasses.fields(TextSource)}
   assert DocumentFilters(**corpus.filters.to_dict()) == DocumentFilters()
+
+
+def test_options_of_rows_are_flags():
+  data = '--config.data'
+  config = load(
+    Path('configs/longskywork/pretrain.py'),
+    ':tiny',
+    f"{data}.window_schedule=({{'step': 0, 'window': 32}},"
+    " {'step': 90, 'window': 128})",
+    f'{data}.window_multiple=16',
+    f"{data}.weight_schedule=({{'step': 9, 'weights': {{'text': 1.0}}}},)",
+    f'{data}.position_jumps.kind=pose',
+    f'{data}.position_jumps.target_len=4096',
+    f'{data}.label_first_token=False',
+    f'{data}.on_repeat=refuse',
+  )
+  made = stages_of(config)[0].data
+  assert made.window_schedule == (WindowAt(0, 32), WindowAt(90, 128))
+  assert made.window_multiple == 16
+  assert made.weight_schedule == (WeightsAt(9, {'text': 1.0}),)
+  assert made.position_jumps == PositionJumps('pose', 4096)
+  assert (made.label_first_token, made.on_repeat) == (False, 'refuse')
+  interleaved = '--config.data.mixture.interleaved'
+  config = load(
+    Path('configs/longskywork/cip.py'),
+    ':tiny',
+    f'{interleaved}.order=shuffle',
+    f'{interleaved}.interleave_prob=0.3',
+    f"{interleaved}.exempt=('code',)",
+  )
+  rows = stages_of(config)[0].data.mixture['interleaved']
+  assert (rows.order, rows.interleave_prob) == ('shuffle', 0.3)
+  assert rows.exempt == ('code',)

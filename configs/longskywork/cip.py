@@ -31,6 +31,9 @@ def get_config(arg: str = '') -> ConfigDict:
         'docs_per_row': 8,  # ours: UNKNOWN in the paper
         'num_chunks': 2,  # CIP-2 was best, as told in UtK, sec. 4.3
         'split': 'random',  # as UtK (arXiv:2409.04774) re-ran it
+        'order': 'round_robin',
+        'interleave_prob': 1.0,
+        'exempt': (),  # domains that are not interleaved
       }
     }
   )

@@ -60,6 +60,15 @@ def get_config(arg: str = '') -> ConfigDict:
       'document_mask': False,  # Skywork-13B packs without one
       'restart_positions': False,
       'loss_normalizer': 'token',
+      'label_first_token': True,  # of a document, by the one before it
+      'on_repeat': 'warn',  # or refuse to read a source twice
+      # Such as ({'step': 500, 'weights': {'text': 0.7, 'code': 0.3}},).
+      'weight_schedule': (),
+      # SkyLadder's, such as ({'step': 0, 'window': 32}, ...).
+      'window_schedule': (),
+      'window_multiple': 1,
+      # pose or longrecipe: positions that skip ahead.
+      'position_jumps': {'kind': 'none', 'target_len': 0, 'num_chunks': 0},
       'num_workers': 0,  # processes that read; 0: threads
       'mixture': {
         'text': {
