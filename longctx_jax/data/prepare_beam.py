@@ -7,15 +7,20 @@ tokens never pass through Beam, whose local runner would hold all of them in
 memory to group them.
 """
 
+import concurrent.futures
 import contextlib
 import importlib
 import io
 import logging
+import os
 import re
 import shlex
+import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 
 from longctx_jax.config_from_dict import ConfigError
@@ -23,12 +28,6 @@ from longctx_jax.data.prepare_pipeline import Runner
 from longctx_jax.progress import Progress
 
 LOCAL = 'DirectRunner'
-# A process for each core, as Python's threads would take turns; what they log
-# at length about themselves is kept out of sight.
-_LOCAL_WORKER = (
-  f'{shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main'
-  ' 2>/dev/null'
-)
 _LOCAL_WORKERS = 'direct_num_workers'
 _POLL_S = 1.0  # ours: a progress bar moves no faster
 
@@ -61,17 +60,23 @@ def beam_runner(runner: str, options: Sequence[str] = ()) -> Runner:
     done: Callable[[], int],
     progress: Progress,
   ) -> None:
-    pipeline_options = beam.options.pipeline_options.PipelineOptions(flags)
+    options = beam.options.pipeline_options.PipelineOptions(flags)
+
+    def run_pipeline(local=None):
+      with beam.Pipeline(local, options=options) as pipeline:
+        tasks = pipeline | beam.Create(list(numbers), reshuffle=True)
+        _ = tasks | beam.Map(step)
+
     stop = threading.Event()
     watcher = threading.Thread(
       target=_watch, args=(stop, done, progress), daemon=True
     )
     watcher.start()
-    local = _local_runner() if runner == LOCAL else None
     try:
-      with beam.Pipeline(local, options=pipeline_options) as pipeline:
-        tasks = pipeline | beam.Create(list(numbers), reshuffle=True)
-        _ = tasks | beam.Map(step)
+      if runner == LOCAL:
+        _run_here(run_pipeline)
+      else:
+        run_pipeline()
     finally:
       stop.set()
       watcher.join()
@@ -79,13 +84,72 @@ def beam_runner(runner: str, options: Sequence[str] = ()) -> Runner:
   return run
 
 
-def _local_runner():
+def _run_here(run_pipeline):
+  """Runs a pipeline on this machine's cores.
+
+  Beam's own local runner waits forever for a process that was killed: here each
+  leaves a word when it ends badly.
+
+  Raises:
+    ChildProcessError: one of the processes was killed.
+  """
+  result = concurrent.futures.Future()
+
+  def run():
+    try:
+      result.set_result(run_pipeline(_local_runner(pids, last_word)))
+    except BaseException as error:
+      result.set_exception(error)
+
+  threading.excepthook = _without_grpc
+  with tempfile.TemporaryDirectory() as directory:
+    pids, last_word = Path(directory, 'pids'), Path(directory, 'exit_code')
+    # Not one of a pool, which would be waited for when the program ends.
+    threading.Thread(target=run, daemon=True).start()
+    try:
+      while not concurrent.futures.wait([result], _POLL_S).done:
+        # The file is there a moment before its content.
+        code = last_word.read_text().strip() if last_word.exists() else ''
+        if code:
+          raise ChildProcessError(
+            f'a process of {LOCAL} was killed (exit code {code}), likely for'
+            f' want of memory: lower --runner_option={_LOCAL_WORKERS}=N. The'
+            ' same command goes on'
+          )
+      result.result()
+    finally:
+      if not result.done():
+        _kill(pids)
+
+
+def _kill(pids: Path):
+  """Ends the processes that are left, which would first end their tasks."""
+  for pid in pids.read_text().split() if pids.exists() else ():
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(int(pid), signal.SIGKILL)
+
+
+def _without_grpc(args):
+  """Leaves out what Beam's threads say at length of a process that is gone."""
+  if not args.exc_type.__module__.startswith('grpc'):
+    threading.__excepthook__(args)
+
+
+def _local_runner(pids, last_word):
   # Not `DirectRunner`, which may choose Prism, a program that it downloads.
   portability = 'apache_beam.runners.portability'
   fn_runner = importlib.import_module(f'{portability}.fn_api_runner.fn_runner')
   environments = importlib.import_module('apache_beam.transforms.environments')
+  pids, last_word = shlex.quote(str(pids)), shlex.quote(str(last_word))
+  # A process for each core, as Python's threads would take turns; what they log
+  # at length about themselves is kept out of sight.
+  command = (
+    f'({shlex.quote(sys.executable)} -m'
+    ' apache_beam.runners.worker.sdk_worker_main &'
+    f' echo $! >> {pids}; wait $! || echo $? > {last_word}) 2>/dev/null'
+  )
   return fn_runner.FnApiRunner(
-    environments.SubprocessSDKEnvironment.from_command_string(_LOCAL_WORKER)
+    environments.SubprocessSDKEnvironment.from_command_string(command)
   )
 
 

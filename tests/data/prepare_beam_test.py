@@ -1,5 +1,6 @@
 """Apache Beam runs the same tasks to the same bytes, and errors come back."""
 
+import subprocess
 import sys
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from longctx_jax.config import ConfigError
 from longctx_jax.data.prepare_beam import beam_runner
 from longctx_jax.data.prepare_pipeline import prepare_at_scale
+from tests.architecture_test import ROOT
 from tests.data.large_corpus import PREPARE, config_of, write_texts
 from tests.data.prepare_pipeline_test import files_of
 
@@ -87,3 +89,43 @@ def test_an_error_in_a_worker_is_the_one_of_the_plain_loop(texts, tmp_path):
     errors.append(str(raised.value))
   assert errors[0] == errors[1]
   assert '\n' not in errors[1]
+
+
+KILLED = """
+import os, signal, sys, time
+from longctx_jax.data.prepare_beam import beam_runner
+from longctx_jax.progress import Progress
+
+def step(number):
+  try:
+    os.close(os.open('FILE', os.O_CREAT | os.O_EXCL))
+  except FileExistsError:
+    7 ** 10**8  # minutes, and no thread beside it runs, as with tokenizers
+  time.sleep(2)
+  os.kill(os.getpid(), signal.SIGKILL)
+
+run = beam_runner('DirectRunner', ['direct_num_workers=2'])
+try:
+  run(step, range(20), lambda: 0, Progress('corpus', 20))
+except ChildProcessError as error:
+  print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_the_run_in_one_line(tmp_path):
+  pytest.importorskip('apache_beam')
+  done = subprocess.run(
+    [sys.executable, '-c', KILLED.replace('FILE', f'{tmp_path}/first')],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=True,
+  )
+  assert done.stdout == (
+    'a process of DirectRunner was killed (exit code 137), likely for want of'
+    ' memory: lower --runner_option=direct_num_workers=N. The same command goes'
+    ' on\n'
+  )
+  assert 'Traceback' not in done.stderr
