@@ -36,9 +36,10 @@ def fit_length(
       1 2 3 4                         1 2 3 4, ''             the same
       1 2 3 4 5 6                     1 2 3 4 5, 'cut'        None, 'too_long'
 
-  What is cut has lost its end token: it does not end there.
+  What is cut has lost its end token: it does not end there. Of a text that a
+  tokenizer makes nothing of, nothing can stay.
   """
-  if len(tokens) < filters.min_tokens:
+  if len(tokens) < max(filters.min_tokens, 1):
     return None, 'too_short'
   if not filters.max_tokens or len(tokens) <= filters.max_tokens:
     return tokens, ''

@@ -72,11 +72,12 @@ def test_lengths_are_kept_between_least_and_most(length, too_long, kept, done):
     np.testing.assert_array_equal(left, np.arange(kept))
 
 
-def test_without_filters_any_length_stays():
-  for length in (0, 1, 10**6):
+def test_without_filters_any_length_stays_but_none():
+  for length in (1, 10**6):
     tokens = np.zeros(length)
     left, done = fit_length(tokens, DocumentFilters())
     assert (len(left), done) == (length, '')
+  assert fit_length(np.zeros(0), DocumentFilters()) == (None, 'too_short')
 
 
 @pytest.mark.parametrize(

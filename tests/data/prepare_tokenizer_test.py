@@ -1,9 +1,12 @@
 """A corpus of a given tokenizer and template, or of one that is trained."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from longctx_jax.config import ConfigError
+from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.prepare import open_corpus, prepare_corpus
 from longctx_jax.data.tokenizer import TokenizerError
 from longctx_jax.evals.runner import haystack_tokens
@@ -52,6 +55,31 @@ def test_the_policy_says_what_is_around_documents(
   around = len(begin) + len(end)
   heldout = made.heldout.lengths
   assert len(haystack) == heldout.sum() - around * len(heldout)
+
+
+def test_texts_that_a_tokenizer_makes_nothing_of_are_left_out(
+  texts, tmp_path, caplog
+):
+  # NFKC takes control characters away, and nothing is put around the text.
+  own = shutil.copytree(texts, tmp_path / 'texts')
+  for i in range(9):
+    (own / f'control{i}.txt').write_text(chr(1) * (300 + i))
+  path = write_sentencepiece(
+    tmp_path / 'x.model', vocab_size=330, normalization_rule_name='nmt_nfkc'
+  )
+  config = config_of(
+    own,
+    tokenizer_path=str(path),
+    vocab_size=420,
+    added_tokens=TEMPLATES['plain'].control,
+    **{'bos': 'none', 'eos': 'none'},
+  )
+  with caplog.at_level('INFO'):
+    made = prepare_corpus(config, tmp_path / 'c', seed=0)
+  names = [made.documents.name(i) for i in range(len(made.documents))]
+  assert names
+  assert not any('control' in name for name in names)
+  assert any('left out as too_short' in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize('form', ['json', 'folder', 'model'])
