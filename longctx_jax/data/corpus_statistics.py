@@ -17,22 +17,21 @@ from longctx_jax.data.store import DocumentStore
 LENGTHS = tuple(4096 << i for i in range(8))
 
 
-def corpus_statistics(
-  corpus: Corpus, counts: Counts, *, num_cut: int
-) -> dict[str, Any]:
+def corpus_statistics(corpus: Corpus, *, num_cut: int) -> dict[str, Any]:
   """For JSON; see `length_table` for what it says of each store.
 
   Args:
-    counts: what became of all documents of the sources.
     num_cut: documents that were longer than corpus.filters.max_tokens.
   """
+  # What manifests say by source, of all sources.
+  counts = sum(corpus.documents.accounts.values(), Counts())
   stores = {
     'documents': corpus.documents,
     'heldout': corpus.heldout,
     'conversations': corpus.conversations,
   }
   return {
-    'counts': counts.as_dict(),
+    'counts': counts.of_both().as_dict(),
     'cut_to_max_tokens': num_cut,
     'lengths': list(LENGTHS),
     'stores': {

@@ -2,9 +2,12 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 
 # Totals, and not kinds of drop.
 _SEEN, _KEPT = 'seen', 'kept'
+# Kept in the other one of two stores: trained on, or held out from training.
+TRAINING, HELDOUT = 'training', 'heldout'
 
 
 @dataclasses.dataclass
@@ -36,6 +39,11 @@ class Counts:
     """A document that was seen goes no further."""
     self._count(kind, 1, chars)
 
+  def move(self, kind: str, chars: int) -> None:
+    """A document that was kept is of that kind after all."""
+    self._count(_KEPT, -1, -chars)
+    self._count(kind, 1, chars)
+
   def trim(self, kind: str, chars: int) -> None:
     """A document goes on without some of its characters."""
     if chars:
@@ -46,7 +54,7 @@ class Counts:
     return {
       kind: count
       for kind, count in self.documents.most_common()
-      if kind not in (_SEEN, _KEPT) and count
+      if kind not in (_SEEN, _KEPT, TRAINING, HELDOUT) and count
     }
 
   def check(self) -> None:
@@ -68,6 +76,35 @@ class Counts:
       for unit in ('documents', 'chars')
     }
 
+  @classmethod
+  def from_dict(cls, counts: Mapping[str, Mapping[str, int]]) -> 'Counts':
+    """What `as_dict` made a dict of."""
+    return cls(Counter(counts['documents']), Counter(counts['chars']))
+
+  def renamed(self, names: Mapping[str, str]) -> 'Counts':
+    """The same account with other names; kinds of one name are added up."""
+    both = Counts()
+    for unit in ('documents', 'chars'):
+      for kind, count in getattr(self, unit).items():
+        getattr(both, unit)[names.get(kind, kind)] += count
+    return both
+
+  def of_heldout(self) -> 'Counts':
+    """The account of the held-out store, from that of the training store.
+
+           training store    held-out store
+    seen               10                10
+    kept                7                 1
+    heldout             1
+    training                              7
+    empty               2                 2
+    """
+    return self.renamed({_KEPT: TRAINING, HELDOUT: _KEPT})
+
+  def of_both(self) -> 'Counts':
+    """The account of both stores, from that of the training store."""
+    return self.renamed({HELDOUT: _KEPT})
+
   def __add__(self, other: 'Counts') -> 'Counts':
     both = Counts(Counter(self.documents), Counter(self.chars))
     both.documents.update(other.documents)
@@ -77,3 +114,26 @@ class Counts:
   def _count(self, key, documents, chars):
     self.documents[key] += documents
     self.chars[key] += chars
+
+
+def check_accounts(
+  accounts: Mapping[str, Counts], stored: Mapping[str, int]
+) -> None:
+  """Raises ValueError if a store holds other documents than its accounts say.
+
+  Args:
+    accounts: what became of the documents of each domain.
+    stored: documents of each domain that are in the store.
+  """
+  for domain in sorted({*accounts, *stored}):
+    account = accounts.get(domain, Counts())
+    kept, there = account.documents[_KEPT], stored.get(domain, 0)
+    try:
+      account.check()
+      if kept != there:
+        raise ValueError(
+          f'the counts do not add up: {kept} documents were kept, and {there}'
+          ' are stored'
+        )
+    except ValueError as error:
+      raise ValueError(f'of {domain}, {error}') from None

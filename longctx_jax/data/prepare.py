@@ -26,8 +26,9 @@ from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data import synthetic_tables
 from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
+from longctx_jax.data.counts import HELDOUT, Counts
 from longctx_jax.data.document_filters import fit_length, text_key
-from longctx_jax.data.documents import Document, is_heldout, read_documents
+from longctx_jax.data.documents import Document, is_heldout, sample_documents
 from longctx_jax.data.sentencepiece_tokenizer import train_sentencepiece
 from longctx_jax.data.store import DocumentStore
 from longctx_jax.data.store_format import StoreError
@@ -116,7 +117,13 @@ def open_corpus(directory: Path, settings: dict | None = None) -> Corpus:
         f' but the tokenizer in {directory} is {tokenizer.fingerprint}:'
         f' remove {directory} to prepare it again'
       )
-  return Corpus(tokenizer, chat=Chat(tokenizer, template), **stores)
+  corpus = Corpus(tokenizer, chat=Chat(tokenizer, template), **stores)
+  if heldout_accounts(corpus.documents.accounts) != corpus.heldout.accounts:
+    raise StoreError(
+      f'{directory}: its documents and its heldout count differently what'
+      f' became of the same texts: remove {directory} to prepare it again'
+    )
+  return corpus
 
 
 def corpus_settings(config: CorpusConfig, seed: int) -> dict[str, Any]:
@@ -156,36 +163,49 @@ def _write_corpus(config, directory, settings, seed):
   directory.mkdir(parents=True)
   # What is given is looked at before hours of reading.
   chat = given_chat(config, directory) if config.tokenizer_path else None
-  training, heldout, keys, doubles = [], [], set(), 0
+  training, heldout, keys, accounts = [], [], set(), {}
   for domain, source in config.sources.items():
-    found = read_documents(source, domain, cache_dir())
+    found, counts = sample_documents(source, domain, cache_dir())
+    accounts[domain] = counts
     log.info('corpus: %d documents of %s', len(found), domain)
     for document in found:
       key = text_key(document.text)
       if config.filters.deduplicate and key in keys:
-        doubles += 1
+        counts.move('double', len(document.text))
         continue
       keys.add(key)
       held = is_heldout(document.name, config.heldout_frac)
       (heldout if held else training).append(document)
-  if doubles:
+  if doubles := sum(each.documents['double'] for each in accounts.values()):
     log.info('corpus: %d documents left out as doubles of others', doubles)
   check_both_there(len(training), len(heldout))
   chat = chat or trained_chat(config, training, directory)
   tokenizer = chat.tokenizer
 
-  def write(name, documents):
+  def write(name, documents, accounts):
     write_store(
       directory / name,
       documents,
       tokenizer_fingerprint=tokenizer.fingerprint,
       settings=settings,
+      accounts=accounts,
     )
 
   log.info('corpus: tokenising %d documents', len(training) + len(heldout))
-  write('documents', _tokenised(config, tokenizer, training))
-  write('heldout', _tokenised(config, tokenizer, heldout))
-  write('conversations', stored_conversations(config, chat, training, seed))
+  # The few held-out ones first: the accounts of both stores tell of them.
+  held = list(_tokenised(config, tokenizer, heldout, accounts, HELDOUT))
+  write(
+    'documents', _tokenised(config, tokenizer, training, accounts), accounts
+  )
+  write('heldout', held, heldout_accounts(accounts))
+  made = {}
+  conversations = stored_conversations(config, chat, training, seed, made)
+  write('conversations', conversations, made)
+
+
+def heldout_accounts(accounts: dict[str, Counts]) -> dict[str, Counts]:
+  """Accounts of the held-out store, from those of the training store."""
+  return {domain: each.of_heldout() for domain, each in accounts.items()}
 
 
 def check_both_there(training: int, heldout: int) -> None:
@@ -241,14 +261,23 @@ def trained_chat(
 
 
 def _tokenised(
-  config: CorpusConfig, tokenizer: Tokenizer, documents: list[Document]
+  config: CorpusConfig,
+  tokenizer: Tokenizer,
+  documents: list[Document],
+  accounts: dict[str, Counts],
+  kind: str = '',
 ) -> Iterator[StoredDocument]:
-  """Those of a length that `config.filters` lets through; logs the others."""
+  """Those of a length that `config.filters` lets through; logs the others.
+
+  In the accounts, the others are dropped, and these are of `kind`, if given.
+  """
   dropped = Counter()
   for document, tokens, done in tokenise(config, tokenizer, documents):
     if tokens is None:
       dropped[done] += 1
-    else:
+    if ends_as := kind if tokens is not None else done:
+      accounts[document.domain].move(ends_as, len(document.text))
+    if tokens is not None:
       yield StoredDocument(document.name, document.domain, tokens, None)
   for kind, count in dropped.items():
     log.info('corpus: %d documents left out as %s', count, kind)

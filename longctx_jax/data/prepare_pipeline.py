@@ -123,19 +123,22 @@ def _make(job, settings, seed, run, task_bytes, sample_chars):
   _forget_lost_shards(work, everything)
   _run_all('write', 'tokenised', job, everything, run)
   written = [work.load('write', number) for number in everything]
-  counts = sum((each.counts for each in written), counts)
-  counts.check()
-  _finish(job, written, counts, settings)
+  accounts = {domain: Counts() for domain in config.sources}
+  domains = list(config.sources)
+  for task, scanned, each in zip(tasks, counts, written, strict=True):
+    accounts[domains[task.source]] += scanned + each.counts
+  _finish(job, written, accounts, settings)
   if not _is_finished(job.corpus / 'conversations'):
+    made = {}
     write_store(
       job.corpus / 'conversations',
-      stored_conversations(config, chat, documents, seed),
+      stored_conversations(config, chat, documents, seed, made),
       tokenizer_fingerprint=chat.tokenizer.fingerprint,
       settings=settings,
+      accounts=made,
     )
   statistics = corpus_statistics(
     open_corpus(job.corpus, settings),
-    counts,
     num_cut=sum(each.num_cut for each in written),
   )
   write_atomically(job.corpus / STATISTICS, json.dumps(statistics, indent=1))
@@ -167,8 +170,8 @@ def _run_all(step, label, job, numbers, run):
       raise
 
 
-def _choose(config, work, tasks, sample_chars) -> Counts:
-  """Writes what becomes of each document; returns the counts of the scan."""
+def _choose(config, work, tasks, sample_chars) -> list[Counts]:
+  """Writes what becomes of each document; returns what each scan counted."""
   scanned = [work.load('scan', number) for number in range(len(tasks))]
   choices = choose(
     [each.scan for each in scanned],
@@ -185,7 +188,7 @@ def _choose(config, work, tasks, sample_chars) -> Counts:
     training += int((choice.limits > 0).sum() - held.sum())
   _log_problems(config, tasks, scanned)
   prepare.check_both_there(training, heldout)
-  return sum((each.counts for each in scanned), Counts())
+  return [each.counts for each in scanned]
 
 
 def _log_problems(config, tasks, scanned):
@@ -256,22 +259,18 @@ def _forget_lost_shards(work, numbers):
       work.discard('write', [number])
 
 
-def _finish(job, written, counts, settings):
-  stored = sum(
-    getattr(w, name).counts.documents for w in written for name in STORES
-  )
-  if stored != counts.documents['kept']:
-    raise ValueError(
-      f'{counts.documents["kept"]} documents were kept, and {stored} stored'
-    )
-  for name in STORES:
+def _finish(job, written, accounts, settings):
+  seen = sum(account.documents['seen'] for account in accounts.values())
+  of_stores = (accounts, prepare.heldout_accounts(accounts))
+  for name, of_store in zip(STORES, of_stores, strict=True):
     shards = [getattr(each, name) for each in written]
     kept = sum(shard.counts.documents for shard in shards)
-    prepare.check_any_kept(job.config, kept, counts.documents['seen'])
+    prepare.check_any_kept(job.config, kept, seen)
     if not _is_finished(job.corpus / name):
       finish_store(
         job.corpus / name,
         shards,
         tokenizer_fingerprint=job.tokenizer_fingerprint,
         settings=settings,
+        accounts=of_store,
       )

@@ -18,7 +18,7 @@ import numpy as np
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data.chat_templates import TEMPLATES
-from longctx_jax.data.counts import Counts
+from longctx_jax.data.counts import HELDOUT, Counts
 from longctx_jax.data.document_filters import normalise_line_ends, text_key
 from longctx_jax.data.documents import (
   MIN_CHARS,
@@ -152,6 +152,7 @@ def _write(job: Job, work: Work, number: int) -> Written:
       num_cut += done == 'cut'
       stored = StoredDocument(document.name, document.domain, tokens, None)
       if is_heldout(document.name, job.config.heldout_frac):
+        counts.move(HELDOUT, len(document.text))
         heldout.append(stored)
       else:
         yield stored

@@ -40,6 +40,7 @@ class DocumentStore:
     domain_ids: domain of each document, an index into domain_names.
     domain_names: names of domains, in order.
     settings: what the documents were made from.
+    accounts: what became of the documents of each domain, if that was counted.
     fingerprint: 12 hex digits that change with any document.
     tokenizer_fingerprint: 12 hex digits of the tokenizer that made them.
 
@@ -117,6 +118,7 @@ class DocumentStore:
     self.directory = directory
     index = read_index(directory)
     self.settings: dict[str, Any] = index.settings
+    self.accounts = index.accounts
     self.fingerprint = index.fingerprint
     self.tokenizer_fingerprint = index.tokenizer_fingerprint
     self.domain_names, self.domain_ids = index.domain_names, index.domain_ids

@@ -5,7 +5,8 @@
     store/offsets.npy      int64 [documents + 1], tokens before each document
     store/domains.npy      uint16 [documents], into the manifest's domains
     store/checksums.npy    uint32 [records], CRC-32 of every record
-    store/manifest.json    counts, settings, fingerprints, CRC-32 of the above
+    store/manifest.json    what was counted, settings, fingerprints, CRC-32 of
+                           the above
 
 A shard holds its documents end to end, cut into pages wherever a page is full:
 
@@ -28,6 +29,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from longctx_jax.data.counts import Counts, check_accounts
 
 FORMAT_VERSION = 2
 MANIFEST = 'manifest.json'
@@ -75,6 +78,8 @@ class StoreIndex(NamedTuple):
   settings: dict[str, Any]
   fingerprint: str
   tokenizer_fingerprint: str
+  # What became of the documents of each domain; none if nobody has counted.
+  accounts: dict[str, Counts]
 
 
 def shard_name(i: int, num_shards: int) -> str:
@@ -119,7 +124,13 @@ def page_from_record(
 
 
 def write_index(directory: Path, index: StoreIndex) -> None:
-  """Writes the arrays and, last of all, the manifest."""
+  """Writes the arrays and, last of all, the manifest.
+
+  Raises:
+    ValueError: the accounts are not those of the documents.
+  """
+  domains = _domain_counts(index)
+  _check_accounts(index.accounts, domains)
   arrays = {
     OFFSETS: index.offsets,
     DOMAINS: index.domain_ids,
@@ -134,7 +145,8 @@ def write_index(directory: Path, index: StoreIndex) -> None:
     'page_tokens': index.page_tokens,
     'documents': len(index.domain_ids),
     'tokens': int(index.offsets[-1]),
-    'domains': _domain_counts(index),
+    'domains': domains,
+    'counts': {name: each.as_dict() for name, each in index.accounts.items()},
     'shards': [shard._asdict() for shard in index.shards],
     'files': {name: _file_checksum(directory / name) for name in arrays},
     'settings': index.settings,
@@ -165,6 +177,12 @@ def _domain_counts(index):
   ]
 
 
+def _check_accounts(accounts, domains):
+  if accounts:
+    stored = {domain['name']: domain['documents'] for domain in domains}
+    check_accounts(accounts, stored)
+
+
 def read_index(directory: Path) -> StoreIndex:
   """Maps the arrays into memory, after comparing all of it to its checksums.
 
@@ -172,6 +190,14 @@ def read_index(directory: Path) -> StoreIndex:
     StoreError: a file is missing, damaged, or of another format version.
   """
   manifest = _read_manifest(directory / MANIFEST)
+  accounts = {
+    name: Counts.from_dict(counts)
+    for name, counts in manifest.get('counts', {}).items()
+  }
+  try:
+    _check_accounts(accounts, manifest['domains'])
+  except ValueError as error:
+    raise StoreError(f'{directory / MANIFEST}: {error}. {AGAIN}') from error
   arrays = []
   for name in (OFFSETS, DOMAINS, CHECKSUMS):
     path = directory / name
@@ -195,6 +221,7 @@ def read_index(directory: Path) -> StoreIndex:
     settings=manifest['settings'],
     fingerprint=manifest['fingerprint'],
     tokenizer_fingerprint=manifest['tokenizer_fingerprint'],
+    accounts=accounts,
   )
 
 

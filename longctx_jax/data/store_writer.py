@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from longctx_jax.data import store_format
+from longctx_jax.data.counts import Counts
 from longctx_jax.data.store_format import (
   NAMES_PER_RECORD,
   PAGE_TOKENS,
@@ -62,15 +63,20 @@ def write_store(
   *,
   tokenizer_fingerprint: str,
   settings: dict[str, Any],
+  accounts: Mapping[str, Counts] | None = None,
   page_tokens: int = PAGE_TOKENS,
   shard_tokens: int = SHARD_TOKENS,
 ) -> None:
   """Writes a store, which replaces the one that `directory` may hold.
 
   It grows in a neighbour named `directory` + '.partial' and is renamed at the
-  end: a run that is killed leaves no store, or the old one. `settings` is what
-  the documents were made from, for the manifest. A shard ends with the document
-  that brings it to `shard_tokens`.
+  end: a run that is killed leaves no store, or the old one. A shard ends with
+  the document that brings it to `shard_tokens`.
+
+  Args:
+    settings: what the documents were made from, for the manifest.
+    accounts: what became of the documents of each domain, for the manifest;
+      looked at when the last document has been taken.
 
   Raises:
     ValueError: there are no documents, or one is malformed.
@@ -90,6 +96,7 @@ def write_store(
       shards,
       tokenizer_fingerprint=tokenizer_fingerprint,
       settings=settings,
+      accounts=accounts,
     )
   except OSError as error:
     raise OSError(f'cannot write the store {directory}: {error}') from error
@@ -133,6 +140,7 @@ def finish_store(
   *,
   tokenizer_fingerprint: str,
   settings: dict[str, Any],
+  accounts: Mapping[str, Counts] | None = None,
 ) -> None:
   """Makes a store of `shards`, which lie where `begin_store` said.
 
@@ -141,7 +149,7 @@ def finish_store(
   of a failed attempt at one, are removed.
 
   Raises:
-    ValueError: there are no documents.
+    ValueError: there are no documents, or others than `accounts` say.
   """
   partial = _neighbour(directory, 'partial')
   shards = [shard for shard in shards if shard.counts.documents]
@@ -150,7 +158,7 @@ def finish_store(
       'there are no documents to store: the corpus is empty. Look at the'
       ' sources, their max_chars, and the warnings above'
     )
-  index = _join(shards, tokenizer_fingerprint, settings)
+  index = _join(shards, tokenizer_fingerprint, settings, accounts or {})
   for file in set(partial.iterdir()) - {shard.path for shard in shards}:
     file.unlink()
   for i, shard in enumerate(shards):
@@ -178,7 +186,7 @@ def _may_replace(directory):
   )
 
 
-def _join(shards, tokenizer_fingerprint, settings) -> StoreIndex:
+def _join(shards, tokenizer_fingerprint, settings, accounts) -> StoreIndex:
   """One index of all shards; their domains are numbered in order of names."""
   domain_names = sorted({name for s in shards for name in s.domain_names})
   if len(domain_names) > MAX_DOMAINS:
@@ -206,6 +214,7 @@ def _join(shards, tokenizer_fingerprint, settings) -> StoreIndex:
     settings=settings,
     fingerprint=content.hexdigest()[:12],
     tokenizer_fingerprint=tokenizer_fingerprint,
+    accounts=dict(accounts),
   )
 
 

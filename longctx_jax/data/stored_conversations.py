@@ -17,6 +17,7 @@ from longctx_jax.data.chat import (
   encode_conversations,
 )
 from longctx_jax.data.conversation_files import read_conversations
+from longctx_jax.data.counts import Counts
 from longctx_jax.data.documents import Document
 from longctx_jax.data.instructions import (
   FROM_CODE,
@@ -43,9 +44,16 @@ class _Source(NamedTuple):
 
 
 def stored_conversations(
-  config: CorpusConfig, chat: Chat, documents: list[Document], seed: int
+  config: CorpusConfig,
+  chat: Chat,
+  documents: list[Document],
+  seed: int,
+  accounts: dict[str, Counts],
 ) -> Iterator[StoredDocument]:
   """All conversations by name, of `config.max_conversation_len` at most.
+
+  Args:
+    accounts: gets what became of those of each name, characters uncounted.
 
   Raises:
     ConfigError: there are none, or a file or record is refused; see
@@ -57,6 +65,7 @@ def stored_conversations(
     counts = Counter()
     yield from _tokenised(config, chat, name, source, counts)
     total += counts
+    accounts[name] = _account(counts, source)
     log.info('corpus: conversations of %s: %s', name, _shown(counts, source))
   if not total['kept']:
     raise ConfigError(_none_made(config, total, sources))
@@ -117,6 +126,12 @@ def _tokenised(config, chat, name, source, counts) -> Iterator[StoredDocument]:
         tokens, mask = cut
       counts['kept'] += 1
       yield StoredDocument(f'{name}/{i}', name, tokens, mask)
+
+
+def _account(counts, source) -> Counts:
+  ends = Counter(kept=counts['kept'], too_long=counts['dropped'])
+  ends += source.problems
+  return Counts(Counter(seen=ends.total()) + ends)
 
 
 def _shown(counts, source) -> str:

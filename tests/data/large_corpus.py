@@ -1,9 +1,11 @@
 """A corpus with everything in it that can happen to a document, in small."""
 
+import gzip
 import json
 
 import numpy as np
 
+from longctx_jax.data.read_json import FREE_BYTES, MAX_EXPANSION
 from tests import small
 
 WORDS = ('the', 'context', 'long', 'short', 'needle', 'hay', 'row', 'model')
@@ -51,3 +53,58 @@ def config_of(directory, max_chars=30_000, max_files=20_000, **changes):
     'max_conversation_len': 2000,
   }
   return small.corpus_config(**{**fields, **changes})
+
+
+# All that may become of a document that is not kept.
+DROPS = {
+  *('bad_json', 'bad_utf8', 'empty', 'no_text_field', 'no_name_field'),
+  *('too_large', 'unreadable', 'damaged', 'expands_too_much'),
+  *('too_short', 'too_long', 'double', 'over_budget'),
+}
+
+
+def write_drops(directory):
+  """`write_texts`, and something to drop for each reason there is."""
+  write_texts(directory)
+  # What a disk with a bad sector gives: an error on reading, not on opening.
+  (directory / 'files' / 'unreadable.txt').symlink_to('/proc/self/mem')
+  named = directory / 'named'
+  named.mkdir()
+  records = [
+    *({'id': i, 'text': f'{i} ' + 'named words\n' * 40} for i in range(9)),
+    {'text': 'nobody named these words\n' * 20},
+    {'id': 9, 'text': 'x' * 7_000},
+  ]
+  lines = '\n'.join(map(json.dumps, records)).encode()
+  (named / 'a.jsonl').write_bytes(lines)
+  (named / 'b.jsonl.gz').write_bytes(gzip.compress(lines)[:-20])
+  bomb = gzip.compress(bytes(FREE_BYTES + (24 << 20)))
+  assert len(bomb) * MAX_EXPANSION < 24 << 20
+  (named / 'c.jsonl.gz').write_bytes(bomb)
+  return directory
+
+
+def config_of_drops(directory):
+  """A corpus of all that `write_drops` wrote."""
+  sources = {
+    'files': {'kind': 'text_files', 'path': str(directory / 'files')},
+    'records': {'kind': 'jsonl', 'path': str(directory / 'records.jsonl')},
+    'named': {
+      'kind': 'jsonl',
+      'path': str(directory / 'named'),
+      'name_field': 'id',
+      'max_document_chars': 6_000,
+    },
+  }
+  return config_of(
+    directory,
+    sources={
+      name: {**source, 'max_chars': 20_000} for name, source in sources.items()
+    },
+    filters={
+      'deduplicate': True,
+      'min_tokens': 40,
+      'max_tokens': 700,
+      'too_long': 'drop',
+    },
+  )

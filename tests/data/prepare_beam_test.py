@@ -9,7 +9,13 @@ from longctx_jax.config import ConfigError
 from longctx_jax.data.prepare_beam import beam_runner
 from longctx_jax.data.prepare_pipeline import prepare_at_scale
 from tests.architecture_test import ROOT
-from tests.data.large_corpus import PREPARE, config_of, write_texts
+from tests.data.large_corpus import (
+  PREPARE,
+  config_of,
+  config_of_drops,
+  write_drops,
+  write_texts,
+)
 from tests.data.prepare_pipeline_test import files_of
 
 
@@ -67,9 +73,10 @@ def test_options_of_job_servers_are_let_through():
   [('direct_num_workers=2',), ('direct_running_mode=in_memory',)],
   ids=str,
 )
-def test_the_bytes_are_those_of_a_plain_loop(texts, tmp_path, options):
+def test_the_bytes_are_those_of_a_plain_loop(tmp_path, options):
   pytest.importorskip('apache_beam')
-  config = config_of(texts)
+  # Manifests among them, with what became of every document.
+  config = config_of_drops(write_drops(tmp_path / 'texts'))
   prepare_at_scale(config, tmp_path / 'loop', **PREPARE)
   run = beam_runner('DirectRunner', options)
   prepare_at_scale(config, tmp_path / 'beam', run=run, **PREPARE)

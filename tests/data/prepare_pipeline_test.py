@@ -4,13 +4,16 @@ import dataclasses
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from longctx_jax.config import ConfigError
 from longctx_jax.data import prepare_steps
+from longctx_jax.data.counts import Counts
 from longctx_jax.data.parts import DocumentError
 from longctx_jax.data.prepare import open_corpus, prepare_corpus
 from longctx_jax.data.prepare_pipeline import (
@@ -19,10 +22,19 @@ from longctx_jax.data.prepare_pipeline import (
   run_here,
 )
 from longctx_jax.data.prepare_tasks import list_tasks
+from longctx_jax.data.store_format import StoreError
 from longctx_jax.data.store_verify import verify_store
+from longctx_jax.data.store_writer import StoredDocument, write_store
 from longctx_jax.data.tokenizer import TokenizerError
 from tests.architecture_test import ROOT
-from tests.data.large_corpus import PREPARE, config_of, write_texts
+from tests.data.large_corpus import (
+  DROPS,
+  PREPARE,
+  config_of,
+  config_of_drops,
+  write_drops,
+  write_texts,
+)
 from tests.data.small_tokenizers import write_folder
 
 
@@ -82,6 +94,13 @@ def test_a_large_corpus_is_the_one_that_is_made_in_memory(
   assert contents(made.documents) == contents(expected.documents)
   assert contents(made.heldout) == contents(expected.heldout)
   assert made.conversations.fingerprint == expected.conversations.fingerprint
+  # Of files, not all are read in memory once the budget is full.
+  for each in (made, expected):
+    assert each.documents.accounts.keys() == {'files', 'records'}
+  assert (
+    made.documents.accounts['records'] == expected.documents.accounts['records']
+  )
+  assert made.conversations.accounts == expected.conversations.accounts
   # And a run opens either.
   prepare_corpus(config, tmp_path / 'b', seed=0)
 
@@ -102,6 +121,59 @@ def test_every_kind_of_drop_is_in_the_corpus_and_accounted_for(prepared):
   longest = max(corpus.documents.lengths.max(), corpus.heldout.lengths.max())
   assert longest == 700
   assert statistics['cut_to_max_tokens'] > 0
+
+
+def test_manifests_add_up_whatever_becomes_of_documents(tmp_path):
+  config = config_of_drops(write_drops(tmp_path / 'texts'))
+  corpus = prepare_at_scale(config, tmp_path / 'c', **PREPARE)
+  manifests = {
+    name: json.loads((tmp_path / 'c' / name / 'manifest.json').read_text())
+    for name in ('documents', 'heldout')
+  }
+  drops = set()
+  for name, manifest in manifests.items():
+    domains = {d['name']: d['documents'] for d in manifest['domains']}
+    for source, counts in manifest['counts'].items():
+      for unit in counts.values():
+        assert unit['seen'] == sum(n for k, n in unit.items() if k != 'seen')
+      assert counts['documents']['kept'] == domains[source], (name, source)
+      drops |= set(counts['documents'])
+  assert drops == {'seen', 'kept', 'training', 'heldout', *DROPS}
+  training, heldout = (each['counts'] for each in manifests.values())
+  # Files, and lines; that of a bomb counts as one.
+  assert {k: n['documents']['seen'] for k, n in training.items()} == {
+    'files': 31 + 3,
+    'records': 6 + 31 + 3 + 3,
+    'named': 11 + 11 + 1,
+  }
+  assert sum(n['documents']['kept'] for n in training.values()) == len(
+    corpus.documents
+  )
+  assert sum(n['documents']['heldout'] for n in training.values()) == len(
+    corpus.heldout
+  )
+  assert (
+    heldout['named']['documents']['training']
+    == (training['named']['documents']['kept'])
+  )
+
+
+def test_stores_that_count_differently_are_no_corpus(prepared, tmp_path):
+  directory, corpus = prepared
+  shutil.copytree(directory, tmp_path / 'c')
+  documents = [StoredDocument('a', 'files', np.ones(9, np.int32), None)]
+  counts = Counts()
+  counts.see()
+  counts.keep(0)
+  write_store(
+    tmp_path / 'c' / 'heldout',
+    documents,
+    tokenizer_fingerprint=corpus.tokenizer.fingerprint,
+    settings=corpus.heldout.settings,
+    accounts={'files': counts},
+  )
+  with pytest.raises(StoreError, match='its documents and its heldout count'):
+    open_corpus(tmp_path / 'c')
 
 
 def test_task_sizes_change_shards_and_not_documents(texts, prepared, tmp_path):

@@ -1,14 +1,17 @@
 """A damaged store: what is read is what was written, or an error says where."""
 
+import copy
 import json
 import os
 import shutil
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longctx_jax.data.counts import Counts
 from longctx_jax.data.store import DocumentStore
 from longctx_jax.data.store_format import StoreError
 from longctx_jax.data.store_verify import verify_store
@@ -127,6 +130,34 @@ def test_truncated_file_is_named(whole, scratch, name, says):
     with pytest.raises(StoreError, match=f'{name}.*{says}.*corpus again'):
       DocumentStore(scratch)
   rewrite(scratch / name, content)
+
+
+def test_documents_that_nobody_counted_are_refused(directory):
+  kept = {f'domain {i}': Counts() for i in range(3)}
+  for account in kept.values():
+    account.see(10)
+    account.keep(10)
+  store = write(directory, make_documents([5, 6, 7]), accounts=kept)
+  assert store.accounts == kept
+  with pytest.raises(ValueError, match=r'of domain 0, .* and 2 are stored'):
+    write(directory, make_documents([5, 6, 7, 8]), accounts=kept)
+  manifest = json.loads((directory / MANIFEST).read_text())
+  del manifest['checksum']
+  for count, says in (
+    ('kept', '1 documents were seen, and 2 kept or dropped'),
+    ('seen', '2 documents were seen, and 1 kept or dropped'),
+  ):
+    changed = copy.deepcopy(manifest)
+    changed['counts']['domain 1']['documents'][count] += 1
+    # By whoever changed it, with care.
+    text = json.dumps(changed, sort_keys=True)
+    changed['checksum'] = zlib.crc32(text.encode())
+    (directory / MANIFEST).write_text(json.dumps(changed))
+    for look in (DocumentStore, verify_store):
+      with pytest.raises(
+        StoreError, match=rf'manifest\.json: of .*1, .*{says}'
+      ):
+        look(directory)
 
 
 @pytest.mark.parametrize('name', FILES)

@@ -36,13 +36,16 @@ def path(tmp_path):
   return path
 
 
-def stored(corpus, path, max_len=60, **files):
+def stored(corpus, path, max_len=60, accounts=None, **files):
   config = small.corpus_config(
     conversations={},
     max_conversation_len=max_len,
     conversation_files={'mine': {'path': str(path), **files}},
   )
-  return list(stored_conversations(config, corpus.chat, [], seed=0))
+  accounts = {} if accounts is None else accounts
+  return list(
+    stored_conversations(config, corpus.chat, [], seed=0, accounts=accounts)
+  )
 
 
 def encoded(corpus, turns):
@@ -63,13 +66,21 @@ def test_conversations_that_fit_are_kept_as_they_are(corpus, path, caplog):
 
 def test_long_ones_are_dropped_and_counted(corpus, path, caplog):
   caplog.set_level(logging.INFO)
-  made = stored(corpus, path)
+  accounts = {}
+  made = stored(corpus, path, accounts=accounts)
   fit = [t for t in TURNS if len(encoded(corpus, t)[0]) <= 60]
   assert 1 < len(fit) < 6
   assert [d.tokens.tolist() for d in made] == [
     encoded(corpus, turns)[0] for turns in fit
   ]
   assert f'{len(fit)} kept, {8 - len(fit)} dropped as too long' in caplog.text
+  accounts['mine'].check()
+  assert accounts['mine'].as_dict()['documents'] == {
+    'seen': 9,
+    'kept': len(fit),
+    'too_long': 8 - len(fit),
+    'no assistant turn': 1,
+  }
 
 
 def test_truncation_keeps_whole_turns_from_the_first_on(corpus, path, caplog):
