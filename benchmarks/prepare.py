@@ -6,12 +6,14 @@ Every rival runs in a process of its own and does all of its work: reading
 JSONL, tokenising with the same tokenizer.json, and writing what training reads
 (`prepare` a store with checksums, statistics and a held-out split; `datasets` a
 table of Arrow). A core is what the processes used of one, start-up included, so
-that cores that others keep busy count for nobody. The documents are source code
-of this Python, numbered, so that none is like another.
+that cores that others keep busy count for nobody, and rivals take turns, so
+that a machine that slows down does so for all of them. The documents are source
+code of this Python, numbered, so that none is like another.
 """
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -24,8 +26,10 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from benchmarks.timing import measure_all, report
+from benchmarks.timing import report
+from longctx_jax.progress import Progress
 
+CORES = os.cpu_count()
 LOOP = """
 import sys
 from pathlib import Path
@@ -112,39 +116,53 @@ def write_texts(directory: Path, megabytes: float) -> float:
   return written / 1e6
 
 
+def run_once(program: str, directory: Path) -> tuple[float, float, int]:
+  """Wall seconds and processor seconds of a rival, and the tokens it made."""
+  with tempfile.TemporaryDirectory() as out:
+    began, before = time.perf_counter(), os.times()
+    made = subprocess.run(
+      [sys.executable, '-c', program, directory, f'{out}/c', str(CORES)],
+      check=True,
+      stdout=subprocess.PIPE,
+      text=True,
+    ).stdout
+    after = os.times()
+    wall = time.perf_counter() - began
+  # Of children that have ended, and of theirs.
+  used = (
+    after.children_user
+    + after.children_system
+    - before.children_user
+    - before.children_system
+  )
+  return wall, used, int(made.split()[-1])
+
+
 def measure(
-  name: str, program: str, directory: Path, megabytes: float, repeats: int
-) -> dict[str, object]:
-  """Medians of a rival's wall and processor seconds, and what it made."""
-  cores = os.cpu_count()
-  wall, used, made = [], [], ''
-  for _ in range(repeats):
-    with tempfile.TemporaryDirectory() as out:
-      began, before = time.perf_counter(), os.times()
-      made = subprocess.run(
-        [sys.executable, '-c', program, directory, f'{out}/c', str(cores)],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-      ).stdout
-      after = os.times()
-      wall.append(time.perf_counter() - began)
-      # Of children that have ended, and of theirs.
-      used.append(
-        after.children_user
-        + after.children_system
-        - before.children_user
-        - before.children_system
-      )
-  return {
-    'rival': name,
-    'MB': megabytes,
-    'tokens': int(made.split()[-1]),
-    'wall_s': statistics.median(wall),
-    'core_s': statistics.median(used),
-    'MB_per_core_s': megabytes / statistics.median(used),
-    'MB_per_s': megabytes / statistics.median(wall),
-  }
+  rivals: dict[str, str], directory: Path, megabytes: float, repeats: int
+) -> list[dict[str, object]]:
+  """Medians of each rival's seconds; they take turns."""
+  runs = {name: [] for name in rivals}
+  with Progress('measured', repeats * len(rivals)) as progress:
+    for i in range(repeats):
+      for k, (name, program) in enumerate(rivals.items(), 1):
+        runs[name].append(run_once(program, directory))
+        progress.update(i * len(rivals) + k)
+  rows = []
+  for name, each in runs.items():
+    wall, used, tokens = map(statistics.median, zip(*each, strict=True))
+    rows.append(
+      {
+        'rival': name,
+        'MB': megabytes,
+        'tokens': tokens,
+        'wall_s': wall,
+        'core_s': used,
+        'MB_per_core_s': megabytes / used,
+        'MB_per_s': megabytes / wall,
+      }
+    )
+  return rows
 
 
 def main() -> None:
@@ -154,31 +172,23 @@ def main() -> None:
   parser.add_argument('--repeats', type=int, default=3)
   parser.add_argument('--out', default='')
   args = parser.parse_args()
+  logging.basicConfig(format='%(message)s')
+  logging.getLogger('longctx_jax.progress').setLevel(logging.INFO)
   with tempfile.TemporaryDirectory() as directory:
     megabytes = write_texts(Path(directory), args.megabytes)
-    rivals = []
+    rivals = {}
     for name, program in RIVALS.items():
       if name != 'datasets.map':
-        rivals.append((name, program))
+        rivals[name] = program
         continue
       # 1000 is the library's default; documents as long as these fill memory
       # and cores less evenly with it than with 100.
-      for batch, processes in (
-        (1000, None),
-        (100, None),
-        (100, os.cpu_count()),
-      ):
+      for batch, processes in ((1000, None), (100, None), (100, CORES)):
         filled = program.replace('BATCH', str(batch)).replace(
           'PROCESSES', str(processes)
         )
-        rivals.append((f'{name}({batch=}, num_proc={processes})', filled))
-    rows = measure_all(
-      measure,
-      [
-        (name, program, Path(directory), megabytes, args.repeats)
-        for name, program in rivals
-      ],
-    )
+        rivals[f'{name}({batch=}, num_proc={processes})'] = filled
+    rows = measure(rivals, Path(directory), megabytes, args.repeats)
   report(rows, args.out)
 
 

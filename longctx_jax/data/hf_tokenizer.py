@@ -74,6 +74,8 @@ class HuggingFaceTokenizer:
     }
     self._control_ids = frozenset(self._control.values())
     self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
+    self._is_control = np.zeros(self.vocab_size, bool)
+    self._is_control[list(self._control_ids)] = True
     self.bos_id = self._control.get(bos_token)
     self.eos_id = self._control.get(eos_token)
     self.fingerprint = fingerprint_of(
@@ -96,8 +98,8 @@ class HuggingFaceTokenizer:
     """`encode` of each text, on several cores."""
     batch = []
     for text, encoding in zip(texts, self._encoded(texts), strict=True):
-      ids = encoding.ids
-      if not self._control_ids.isdisjoint(ids):
+      ids = np.asarray(encoding.ids, np.int32)
+      if self._is_control[ids].any():
         ids = encode_without_control(self._encode_ids, text, self._control_ids)
       batch.append(np.asarray(ids, np.int32))
     return batch

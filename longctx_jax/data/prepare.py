@@ -43,8 +43,10 @@ log = logging.getLogger(__name__)
 # ours: the words of small synthetic tables are shown to the tokenizer once per
 # this many characters of text, often enough for each to become one piece.
 CHARS_PER_VOCABULARY = 4_000
-# Encoded at a time: bounds the memory that ids in Python's lists take.
-CHARS_PER_BATCH = 16_000_000  # ours
+# Encoded at a time. ours: the `tokenizers` library takes 100 bytes and more for
+# a token until all of a batch are read: 4M characters of source code take 300
+# MB, 16M 600, and are no faster.
+CHARS_PER_BATCH = 4_000_000
 
 
 class Corpus(NamedTuple):
@@ -84,8 +86,13 @@ def prepare_corpus(
   return open_corpus(directory, settings)
 
 
-def open_corpus(directory: Path, settings: dict | None = None) -> Corpus:
+def open_corpus(
+  directory: Path, settings: dict | None = None, chat: Chat | None = None
+) -> Corpus:
   """The corpus in `directory`, checked to belong together.
+
+  Args:
+    chat: of its tokenizer, if that is loaded; large ones take a second.
 
   Raises:
     ConfigError: it was made with settings other than `settings`.
@@ -108,8 +115,11 @@ def open_corpus(directory: Path, settings: dict | None = None) -> Corpus:
         f' ({first_difference(store.settings, settings)}): give another'
         ' directory, or remove it to prepare it again'
       )
-  template = TEMPLATES[stores['documents'].settings['corpus']['chat_template']]
-  tokenizer = load_tokenizer(directory, control=template.control)
+  if chat is None:
+    made_with = stores['documents'].settings['corpus']
+    template = TEMPLATES[made_with['chat_template']]
+    chat = Chat(load_tokenizer(directory, control=template.control), template)
+  tokenizer = chat.tokenizer
   for name, store in stores.items():
     if store.tokenizer_fingerprint != tokenizer.fingerprint:
       raise StoreError(
@@ -117,7 +127,7 @@ def open_corpus(directory: Path, settings: dict | None = None) -> Corpus:
         f' but the tokenizer in {directory} is {tokenizer.fingerprint}:'
         f' remove {directory} to prepare it again'
       )
-  corpus = Corpus(tokenizer, chat=Chat(tokenizer, template), **stores)
+  corpus = Corpus(tokenizer, chat=chat, **stores)
   if heldout_accounts(corpus.documents.accounts) != corpus.heldout.accounts:
     raise StoreError(
       f'{directory}: its documents and its heldout count differently what'
@@ -291,12 +301,17 @@ def tokenise(
 
   With what `fit_length` did to them: None is left out.
   """
-  begin = [tokenizer.bos_id] if config.bos == 'document' else []
-  end = [tokenizer.eos_id] if config.eos == 'document' else []
+  begin, end = (
+    np.array([i] if where == 'document' else [], np.int32)
+    for i, where in (
+      (tokenizer.bos_id, config.bos),
+      (tokenizer.eos_id, config.eos),
+    )
+  )
   for batch in _batches(documents):
     encoded = tokenizer.encode_batch([document.text for document in batch])
     for document, text in zip(batch, encoded, strict=True):
-      tokens = np.concatenate([begin, text, end]).astype(np.int32)
+      tokens = np.concatenate([begin, text, end])
       yield document, *fit_length(tokens, config.filters)
 
 

@@ -37,7 +37,10 @@ from longctx_jax.data.prepare_tasks import TASK_BYTES, Work, list_tasks
 from longctx_jax.data.store_format import MANIFEST, PAGE_TOKENS
 from longctx_jax.data.store_writer import finish_store, write_store
 from longctx_jax.data.stored_conversations import stored_conversations
-from longctx_jax.data.tokenizer_files import load_tokenizer
+from longctx_jax.data.tokenizer_files import (
+  load_tokenizer,
+  tokenizer_fingerprint,
+)
 from longctx_jax.progress import Progress
 from longctx_jax.workdir import write_atomically
 
@@ -89,15 +92,16 @@ def prepare_at_scale(
   """
   directory = Path(directory)
   settings = corpus_settings(config, seed)
+  chat = None
   if not directory.exists():
     partial = directory.with_name(f'{directory.name}.partial')
     job = Job(config, partial, page_tokens)
-    _make(job, settings, seed, run, task_bytes, sample_chars)
+    chat = _make(job, settings, seed, run, task_bytes, sample_chars)
     os.replace(partial, directory)
-  return open_corpus(directory, settings)
+  return open_corpus(directory, settings, chat)
 
 
-def _make(job, settings, seed, run, task_bytes, sample_chars):
+def _make(job, settings, seed, run, task_bytes, sample_chars) -> Chat:
   config, work = job.config, Work(job.corpus)
   tasks = list_tasks(config, prepare.cache_dir(), task_bytes=task_bytes)
   if not tasks:  # all files there are hold nothing
@@ -108,7 +112,7 @@ def _make(job, settings, seed, run, task_bytes, sample_chars):
     'sample_chars': sample_chars,
   }
   if config.tokenizer_path:
-    made_from['tokenizer'] = load_tokenizer(config.tokenizer_path).fingerprint
+    made_from['tokenizer'] = tokenizer_fingerprint(config.tokenizer_path)
   if work.begin(made_from, tasks):
     log.info('corpus: going on with what is in %s', job.corpus)
   # What is given is looked at before hours of reading.
@@ -138,11 +142,12 @@ def _make(job, settings, seed, run, task_bytes, sample_chars):
       accounts=made,
     )
   statistics = corpus_statistics(
-    open_corpus(job.corpus, settings),
+    open_corpus(job.corpus, settings, chat),
     num_cut=sum(each.num_cut for each in written),
   )
   write_atomically(job.corpus / STATISTICS, json.dumps(statistics, indent=1))
   work.finish(STORES)
+  return chat
 
 
 def _run_all(step, label, job, numbers, run):

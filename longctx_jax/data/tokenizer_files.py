@@ -17,7 +17,12 @@ from typing import Any, NamedTuple
 
 from longctx_jax.data.hf_tokenizer import HuggingFaceTokenizer
 from longctx_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from longctx_jax.data.tokenizer import Tokenizer, TokenizerError
+from longctx_jax.data.tokenizer import (
+  Tokenizer,
+  TokenizerError,
+  fingerprint_of,
+  read_model,
+)
 
 _JSON, _MODEL = 'tokenizer.json', 'tokenizer.model'
 _CONFIG, _ADDED = 'tokenizer_config.json', 'added_tokens.json'
@@ -40,6 +45,19 @@ def load_tokenizer(
   )
   beside = _read_beside(path.parent)
   return kind(path, control=control, **beside._asdict())
+
+
+def tokenizer_fingerprint(path: Path | str) -> str:
+  """Changes with any file that `load_tokenizer` reads, and loads none.
+
+  Raises:
+    TokenizerError: there is none.
+  """
+  path = tokenizer_file(path)
+  beside = _read_beside(path.parent)
+  return fingerprint_of(
+    read_model(path), beside.added_tokens, beside.bos_token, beside.eos_token
+  )
 
 
 def tokenizer_file(path: Path | str) -> Path:

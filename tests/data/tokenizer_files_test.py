@@ -8,7 +8,11 @@ import tokenizers
 from longctx_jax.data.hf_tokenizer import HuggingFaceTokenizer
 from longctx_jax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from longctx_jax.data.tokenizer import TokenizerError
-from longctx_jax.data.tokenizer_files import copy_tokenizer, load_tokenizer
+from longctx_jax.data.tokenizer_files import (
+  copy_tokenizer,
+  load_tokenizer,
+  tokenizer_fingerprint,
+)
 from tests.data.small_tokenizers import write_folder, write_sentencepiece
 
 
@@ -27,6 +31,7 @@ def test_a_file_and_its_folder_are_the_same_tokenizer(tmp_path):
     assert isinstance(file, kind)
     assert isinstance(directory, kind)
     assert file.fingerprint == directory.fingerprint
+    assert tokenizer_fingerprint(path.parent) == file.fingerprint
     assert file.bos_id == directory.bos_id == file.control_id('<s>')
   assert load_tokenizer(folder).eos_id is None
 
