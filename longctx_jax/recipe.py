@@ -5,6 +5,7 @@ was interrupted goes on from its newest checkpoint. So the same command, given
 again after any kill, ends in the same weights.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -24,6 +25,7 @@ from longctx_jax.config import (
   config_hash,
 )
 from longctx_jax.data.prepare import Corpus, prepare_corpus
+from longctx_jax.directory_lock import directory_lock
 from longctx_jax.evals.needle import mean_by_length
 from longctx_jax.evals.predict import Predictor
 from longctx_jax.evals.runner import evaluate, needle_grids
@@ -54,13 +56,23 @@ def run_recipe(
   """Runs all stages, evaluates after each, writes the report; the summary.
 
   Raises:
-    ConfigError: stages that don't fit together, the mesh or the workdir.
+    ConfigError: stages that don't fit together, the mesh or the workdir; or
+      another run has the workdir.
   """
   check_stages(stages)
   meshes = [sharding.make_mesh(stage.mesh) for stage in stages]
   for stage, mesh in zip(stages, meshes, strict=True):
     sharding.check_divisible(stage, mesh)
   check_start(stages[0])
+  # Of a run on several hosts, the first one answers for all.
+  lock = contextlib.nullcontext()
+  if not jax.process_index():
+    lock = directory_lock(workdir, workdir / 'lock', '--workdir')
+  with lock:
+    return _run_stages(stages, meshes, workdir)
+
+
+def _run_stages(stages, meshes, workdir) -> dict[str, Any]:
   claim_workdir(
     workdir, {'stages': [dataclasses.asdict(stage) for stage in stages]}
   )

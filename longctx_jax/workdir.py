@@ -1,5 +1,6 @@
 """A run's directory: whose it is, and files that are whole or not there.
 
+lock                      while a run is in it; see directory_lock.py
 config.json               the resolved config of all stages
 corpus/                   see data/prepare.py
 stages/1_pretrain/        checkpoints/, metrics.jsonl, tensorboard/,

@@ -17,6 +17,7 @@ ALLOWED = {
   'longctx_jax.batch': (),
   'longctx_jax.config_from_dict': (),
   'longctx_jax.corpus_config': ('longctx_jax.config_from_dict',),
+  'longctx_jax.directory_lock': ('longctx_jax.config_from_dict',),
   'longctx_jax.data_config': ('longctx_jax.config_from_dict',),
   'longctx_jax.config': (
     'longctx_jax.config_from_dict',
@@ -41,6 +42,7 @@ ALLOWED = {
     'longctx_jax.corpus_config',
     'longctx_jax.data_config',
     'longctx_jax.config_from_dict',
+    'longctx_jax.directory_lock',
     'longctx_jax.progress',
     'longctx_jax.workdir',  # write_atomically, first_difference
   ),

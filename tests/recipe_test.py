@@ -16,6 +16,7 @@ import pytest
 from longctx_jax.checkpoint import Checkpoints
 from longctx_jax.config import ConfigError, StageConfig
 from longctx_jax.config_from_dict import from_config_dict
+from longctx_jax.directory_lock import directory_lock
 from longctx_jax.recipe import Predecessor, run_recipe, start_state
 from longctx_jax.train import init_state, train
 from tests import small
@@ -103,6 +104,15 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
   )
   with pytest.raises(ConfigError, match=r'peak_lr is 0.01 there, 0.5 here'):
     run_recipe((other,), tmp_path)
+
+
+def test_a_second_run_in_a_workdir_is_refused(tmp_path):
+  stage = small.stage_config()
+  lock = directory_lock(tmp_path / 'run', tmp_path / 'run/lock', '--workdir')
+  match = r'run is in use by another run .* another --workdir'
+  with lock, pytest.raises(ConfigError, match=match):
+    run_recipe((stage,), tmp_path / 'run')
+  assert [*(tmp_path / 'run').iterdir()] == []
 
 
 @pytest.mark.parametrize(

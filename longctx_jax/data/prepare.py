@@ -9,6 +9,7 @@
 The directory appears under its name only when all of it is written.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -36,6 +37,7 @@ from longctx_jax.data.store_writer import StoredDocument, write_store
 from longctx_jax.data.stored_conversations import stored_conversations
 from longctx_jax.data.tokenizer import Tokenizer
 from longctx_jax.data.tokenizer_files import copy_tokenizer, load_tokenizer
+from longctx_jax.directory_lock import directory_lock
 from longctx_jax.workdir import first_difference
 
 log = logging.getLogger(__name__)
@@ -69,21 +71,39 @@ def prepare_corpus(
   makes the same corpus of any number of documents.
 
   Raises:
-    ConfigError: there is one, made with other settings; or there is no text
-      to make one of, or no conversation can be made of it.
+    ConfigError: there is one, made with other settings; or another process is
+      making it; or there is no text to make one of, or no conversation can be
+      made of it.
   """
   if config.prepared:
     return _open_prepared(config)
   settings = corpus_settings(config, seed)
-  if not directory.exists():
-    partial = directory.with_name(directory.name + '.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-      _write_corpus(config, partial, settings, seed)
-      partial.rename(directory)
-    finally:
+  with making(directory, '--workdir') as missing:
+    if missing:
+      partial = directory.with_name(directory.name + '.partial')
       shutil.rmtree(partial, ignore_errors=True)
+      try:
+        _write_corpus(config, partial, settings, seed)
+        partial.rename(directory)
+      finally:
+        shutil.rmtree(partial, ignore_errors=True)
   return open_corpus(directory, settings)
+
+
+@contextlib.contextmanager
+def making(directory: Path, flag: str) -> Iterator[bool]:
+  """Whether a corpus is missing; if so, no other process makes it meanwhile.
+
+  Raises:
+    ConfigError: another process is making it; `flag` says where.
+  """
+  if directory.exists():
+    yield False
+    return
+  lock = directory.with_name(f'{directory.name}.lock')
+  with directory_lock(directory, lock, flag):
+    # Another one may have made it just before.
+    yield not directory.exists()
 
 
 def open_corpus(

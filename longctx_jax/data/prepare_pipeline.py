@@ -93,11 +93,12 @@ def prepare_at_scale(
   directory = Path(directory)
   settings = corpus_settings(config, seed)
   chat = None
-  if not directory.exists():
-    partial = directory.with_name(f'{directory.name}.partial')
-    job = Job(config, partial, page_tokens)
-    chat = _make(job, settings, seed, run, task_bytes, sample_chars)
-    os.replace(partial, directory)
+  with prepare.making(directory, '--out') as missing:
+    if missing:
+      partial = directory.with_name(f'{directory.name}.partial')
+      job = Job(config, partial, page_tokens)
+      chat = _make(job, settings, seed, run, task_bytes, sample_chars)
+      os.replace(partial, directory)
   return open_corpus(directory, settings, chat)
 
 

@@ -1,5 +1,6 @@
 """Large corpora: as in memory, whoever runs the tasks, whatever interrupts."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from longctx_jax.config import ConfigError
-from longctx_jax.data import prepare_steps
+from longctx_jax.data import prepare, prepare_steps
 from longctx_jax.data.counts import Counts
 from longctx_jax.data.parts import DocumentError
 from longctx_jax.data.prepare import open_corpus, prepare_corpus
@@ -279,6 +280,39 @@ def test_a_file_that_changes_meanwhile_is_named(tmp_path):
     prepare_at_scale(
       config_of(texts), tmp_path / 'c', run=change_then_run, **PREPARE
     )
+
+
+def test_no_second_run_makes_the_same_corpus(texts, prepared, tmp_path):
+  config = config_of(texts)
+
+  def start_another(step, numbers, done, progress):
+    for prepare_again, flag in (
+      (lambda: prepare_at_scale(config, tmp_path / 'c', **PREPARE), '--out'),
+      (lambda: prepare_corpus(config, tmp_path / 'c', seed=0), '--workdir'),
+    ):
+      with pytest.raises(ConfigError, match=rf'c is in use .* another {flag}'):
+        prepare_again()
+    run_here(step, numbers, done, progress)
+
+  prepare_at_scale(config, tmp_path / 'c', run=start_another, **PREPARE)
+  assert files_of(tmp_path / 'c') == files_of(prepared[0])
+  assert [path.name for path in tmp_path.iterdir()] == ['c']
+
+
+def test_a_corpus_that_was_just_made_is_taken(
+  texts, prepared, tmp_path, monkeypatch
+):
+  @contextlib.contextmanager
+  def lock_when_another_has_ended(directory, file, flag):
+    shutil.copytree(prepared[0], directory)
+    yield
+
+  monkeypatch.setattr(prepare, 'directory_lock', lock_when_another_has_ended)
+  runs = Stopper('', 0)
+  prepare_at_scale(config_of(texts), tmp_path / 'c', run=runs, **PREPARE)
+  prepare_corpus(config_of(texts), tmp_path / 'c', seed=0)
+  assert runs.steps == []
+  assert files_of(tmp_path / 'c') == files_of(prepared[0])
 
 
 def prepare_elsewhere(*arguments):
