@@ -28,6 +28,7 @@ from longctx_jax.data import synthetic_tables
 from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.counts import HELDOUT, Counts
+from longctx_jax.data.disk import publish
 from longctx_jax.data.document_filters import fit_length, text_key
 from longctx_jax.data.documents import Document, is_heldout, sample_documents
 from longctx_jax.data.sentencepiece_tokenizer import train_sentencepiece
@@ -84,7 +85,7 @@ def prepare_corpus(
       shutil.rmtree(partial, ignore_errors=True)
       try:
         _write_corpus(config, partial, settings, seed)
-        partial.rename(directory)
+        publish(partial, directory)
       finally:
         shutil.rmtree(partial, ignore_errors=True)
   return open_corpus(directory, settings)

@@ -18,7 +18,6 @@ the corpus appears under its name when all is done.
 import functools
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.corpus_statistics import corpus_statistics
 from longctx_jax.data.counts import Counts
+from longctx_jax.data.disk import full_disk, publish
 from longctx_jax.data.parts import Document
 from longctx_jax.data.prepare import Corpus, corpus_settings, open_corpus
 from longctx_jax.data.prepare_choice import choose
@@ -97,8 +97,17 @@ def prepare_at_scale(
     if missing:
       partial = directory.with_name(f'{directory.name}.partial')
       job = Job(config, partial, page_tokens)
-      chat = _make(job, settings, seed, run, task_bytes, sample_chars)
-      os.replace(partial, directory)
+      try:
+        chat = _make(job, settings, seed, run, task_bytes, sample_chars)
+        publish(partial, directory)
+      except Exception as error:
+        advice = (
+          f'make room for {directory} and give the same command again, which'
+          f' goes on with what is in {partial}'
+        )
+        if full := full_disk(error, advice):
+          raise full from error
+        raise
   return open_corpus(directory, settings, chat)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data.parts import PART_BYTES, Part
 from longctx_jax.data.readers import ONE_PER_PART, list_parts
@@ -143,8 +144,20 @@ class Work:
       partial.unlink(missing_ok=True)
 
   def load(self, step: str, number: int) -> Any:
-    """What `save` wrote."""
-    return pickle.loads(self._path(step, number).read_bytes())
+    """What `save` wrote.
+
+    Raises:
+      ConfigError: the file is damaged, as a power failure may leave it: unlike
+        a shard, it is not waited for until it is on the disk.
+    """
+    path = self._path(step, number)
+    try:
+      return pickle.loads(path.read_bytes())
+    except (EOFError, ValueError, pickle.UnpicklingError) as error:
+      raise ConfigError(
+        f'{path} is damaged ({error}): remove {self.corpus} and give the same'
+        ' command again'
+      ) from error
 
   def has(self, step: str, number: int) -> bool:
     """Whether a step has done a task."""

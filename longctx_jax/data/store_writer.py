@@ -8,6 +8,7 @@ three steps:
     finish_store(directory, shards, ...)
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from longctx_jax.data import store_format
 from longctx_jax.data.counts import Counts
+from longctx_jax.data.disk import publish, sync_file
 from longctx_jax.data.store_format import (
   NAMES_PER_RECORD,
   PAGE_TOKENS,
@@ -169,10 +171,10 @@ def finish_store(
     # Removing takes a while; a run killed meanwhile would leave half a store.
     replaced = _neighbour(directory, 'replaced')
     os.replace(directory, replaced)
-    os.replace(partial, directory)
+    publish(partial, directory)
     shutil.rmtree(replaced)
   else:
-    os.replace(partial, directory)
+    publish(partial, directory)
 
 
 def _neighbour(directory, suffix) -> Path:
@@ -243,8 +245,15 @@ def write_shard(
     pages.flush()
     for i in range(0, len(names), NAMES_PER_RECORD):
       records.write(json.dumps(names[i : i + NAMES_PER_RECORD]).encode())
-  finally:
     records.close()
+  except BaseException:
+    # Half a shard must not take the room that a full disk lacks.
+    with contextlib.suppress(OSError):
+      records.close()
+    path.unlink(missing_ok=True)
+    raise
+  # Whoever goes on after a power failure takes the shard for written.
+  sync_file(path)
   lengths, domain_ids = np.array([lengths, domain_ids], np.int64)
   records.content.update(lengths.tobytes() + domain_ids.tobytes())
   records.content.update(json.dumps(list(domain_names)).encode())

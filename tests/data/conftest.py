@@ -1,10 +1,18 @@
 """Corpora of made-up documents, one for each file of tests."""
 
+import os
+
 import numpy as np
 import pytest
 
 from longctx_jax.data.prepare import prepare_corpus
 from tests.data.made_texts import WORDS, config_of
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch):
+  """No test outlives a power failure, and waiting for a disk takes long."""
+  monkeypatch.setattr(os, 'fsync', lambda descriptor: None)
 
 
 @pytest.fixture(scope='module')

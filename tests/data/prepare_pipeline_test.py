@@ -326,15 +326,24 @@ def prepare_elsewhere(*arguments):
   )
 
 
+@pytest.mark.parametrize(
+  ('file_bytes', 'begun'),
+  # For no task; for what steps leave, and not for a shard.
+  [(200, []), (12_000, ['scan', 'sample'])],
+)
 def test_a_full_disk_is_named_and_the_next_run_goes_on(
-  texts, prepared, tmp_path
+  texts, prepared, tmp_path, file_bytes, begun
 ):
-  # Enough for what steps leave, and not for a shard.
-  done = prepare_elsewhere(texts, tmp_path / 'c', 0, 12_000)
+  done = prepare_elsewhere(texts, tmp_path / 'c', 0, file_bytes)
   assert done.returncode == 1, done.stderr
-  assert 'File too large' in done.stdout
+  (line,) = done.stdout.splitlines()
+  assert 'File too large: make room for ' in line
+  assert f'{tmp_path / "c"} and give the same command again' in line
   assert not (tmp_path / 'c').exists()
-  prepare_at_scale(config_of(texts), tmp_path / 'c', **PREPARE)
+  assert [*(tmp_path / 'c.partial').glob('*.partial/*')] == []
+  runs = Stopper('', 0)
+  prepare_at_scale(config_of(texts), tmp_path / 'c', run=runs, **PREPARE)
+  assert not {step for step, _ in runs.steps} & set(begun)
   assert files_of(tmp_path / 'c') == files_of(prepared[0])
 
 

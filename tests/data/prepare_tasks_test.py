@@ -2,6 +2,7 @@
 
 import pytest
 
+from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data import prepare_tasks
 from longctx_jax.data.prepare_tasks import Work, list_tasks
 from longctx_jax.data.readers import list_parts
@@ -62,3 +63,16 @@ def test_a_result_is_whole_or_not_there(tmp_path):
   assert [path.name for path in (tmp_path / 'work' / 'scan').iterdir()] == [
     '00003'
   ]
+
+
+def test_a_result_that_a_power_failure_has_damaged_is_named(tmp_path):
+  work = Work(tmp_path / 'c.partial')
+  work.save('scan', 3, list(range(1000)))
+  assert work.load('scan', 3) == list(range(1000))
+  path = tmp_path / 'c.partial' / 'work' / 'scan' / '00003'
+  for content in (b'', bytes(path.stat().st_size), path.read_bytes()[:99]):
+    path.write_bytes(content)
+    with pytest.raises(
+      ConfigError, match=r'00003 is damaged .*remove .*c\.par'
+    ):
+      work.load('scan', 3)
