@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from longctx_jax.data.open_files import OpenFiles
 from longctx_jax.data.store_format import (
   AGAIN,
   NAMES_PER_RECORD,
@@ -135,10 +136,11 @@ class DocumentStore:
     ]
     # All at once, which takes microseconds each: a shard that is missing or
     # truncated comes up at the start of a run, and not in the midst of it.
-    self._readers = [
-      open_shard(path, shard)
-      for path, shard in zip(self._paths, self._shards, strict=True)
-    ]
+    self._readers = OpenFiles(
+      lambda i: open_shard(self._paths[i], self._shards[i]),
+      len(self._shards),
+      str(directory),
+    )
     self._start_cache()
 
   def _start_cache(self):

@@ -1,6 +1,7 @@
 """Reading a whole store to list what is damaged in it."""
 
 import concurrent.futures
+import functools
 import itertools
 import os
 from pathlib import Path
@@ -53,31 +54,34 @@ def verify_store(
   """
   directory = Path(directory)
   index = read_index(directory)
-  damage, tasks = [], []
+  damage = []
   documents = tokens = records = 0
-  for i, counts in enumerate(index.shards):
-    path = directory / shard_name(i, len(index.shards))
-    ends = index.offsets[documents : documents + counts.documents + 1] - tokens
-    shard = _Shard(path, documents, ends, index.page_tokens)
-    checksums = index.checksums[records : records + counts.records]
-    try:
-      reader = open_shard(path, counts)
-    except StoreError as error:
-      everything = range(documents, documents + counts.documents)
-      damage.append(Damage(path, None, everything, str(error)))
-    else:
-      tasks += [
-        (shard, reader, start, checksums[start : start + _RECORDS_PER_TASK])
-        for start in range(0, counts.records, _RECORDS_PER_TASK)
-      ]
-    documents += counts.documents
-    tokens += counts.tokens
-    records += counts.records
   with concurrent.futures.ThreadPoolExecutor(
     num_threads or os.cpu_count()
   ) as pool:
-    found = pool.map(lambda task: _verify_records(*task), tasks)
-    damage += itertools.chain.from_iterable(found)
+    # A shard at a time: there may be more of them than files may be open.
+    for i, counts in enumerate(index.shards):
+      path = directory / shard_name(i, len(index.shards))
+      after = documents + counts.documents
+      ends = index.offsets[documents : after + 1] - tokens
+      shard = _Shard(path, documents, ends, index.page_tokens)
+      checksums = index.checksums[records : records + counts.records]
+      try:
+        reader = open_shard(path, counts)
+      except StoreError as error:
+        everything = range(documents, after)
+        damage.append(Damage(path, None, everything, str(error)))
+      else:
+        starts = range(0, counts.records, _RECORDS_PER_TASK)
+        found = pool.map(
+          functools.partial(_verify_records, shard, reader),
+          starts,
+          [checksums[start : start + _RECORDS_PER_TASK] for start in starts],
+        )
+        damage += itertools.chain.from_iterable(found)
+      documents = after
+      tokens += counts.tokens
+      records += counts.records
   return StoreReport(documents, tokens, records, tuple(damage))
 
 

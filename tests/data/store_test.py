@@ -5,6 +5,7 @@ import concurrent.futures
 import multiprocessing
 import os
 import pickle
+import subprocess
 import sys
 import threading
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from longctx_jax.data.store import DocumentStore
 from longctx_jax.data.store_format import NAMES_PER_RECORD, StoreError
+from tests.architecture_test import ROOT
 from tests.data.stored_documents import SHARD, make_documents, mask_of, write
 
 
@@ -48,6 +50,39 @@ def fast_switching():
 @pytest.fixture
 def directory(tmp_path):
   return tmp_path / 'corpus' / 'store'
+
+
+WITH_FEW_FILES = """
+import gc, os, pathlib, random, resource, sys
+from concurrent.futures import ThreadPoolExecutor
+from longctx_jax.data.store import DocumentStore
+from longctx_jax.data.store_verify import verify_store
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+store = DocumentStore(pathlib.Path(sys.argv[1]), cache_bytes=0)
+documents = [*range(len(store))] * 5
+random.Random(0).shuffle(documents)
+def read(i):
+  return store.name(i) == f'n\u00e4me {i}' and len(store.read(i, 0, 5)[0]) == 5
+with ThreadPoolExecutor(8) as pool:
+  assert all(pool.map(read, documents))
+print(len(os.listdir('/proc/self/fd')), len(verify_store(sys.argv[1]).damage))
+"""
+
+
+def test_a_store_may_have_more_shards_than_files_may_be_open(directory):
+  write(directory, make_documents([5] * 90), shard_tokens=5)
+  done = subprocess.run(
+    [sys.executable, '-c', WITH_FEW_FILES, str(directory)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  num_open, num_damaged = map(int, done.stdout.split())
+  assert num_open < 16 + 8 + 8  # the store's, and those of its threads
+  assert not num_damaged
+  assert 'has 90 shards, of which 16 are kept open' in done.stderr
+  assert '(ulimit -n) to 360' in done.stderr
 
 
 @settings(max_examples=40, deadline=None)
