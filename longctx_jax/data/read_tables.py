@@ -7,7 +7,7 @@ of them, which pyarrow reads alone: `datasets` need not be installed.
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from longctx_jax.config_from_dict import ConfigError
@@ -21,6 +21,7 @@ from longctx_jax.data.parts import (
   read_item,
   text_from,
 )
+from longctx_jax.data.read_json import FREE_BYTES, MAX_EXPANSION
 from longctx_jax.data.source_files import find_files
 
 # ours: one read's worth of web pages, and half a gigabyte of the longest
@@ -62,10 +63,13 @@ def list_parquet(
 
 
 def read_parquet(part: Part) -> Iterator[Document | Problem]:
-  """The documents of row groups [start, stop); names end in a row's number."""
+  """The documents of row groups [start, stop); names end in a row's number.
+
+  As of compressed JSONL, no more is read than is in reason for the file's size.
+  """
   pyarrow = import_optional('pyarrow', 'parquet')
   parquet = import_optional('pyarrow.parquet', 'parquet')
-  row = 0
+  row, left = 0, FREE_BYTES
   try:
     # Neither the file nor a column of a row group is held as a whole.
     with parquet.ParquetFile(
@@ -75,7 +79,16 @@ def read_parquet(part: Part) -> Iterator[Document | Problem]:
       row = sum(metadata.row_group(i).num_rows for i in range(part.start))
       for i in range(part.start, part.stop):
         group = metadata.row_group(i)
-        row_bytes = group.total_byte_size // max(group.num_rows, 1)
+        columns = _columns_of(group, part.source)
+        left += MAX_EXPANSION * sum(c.total_compressed_size for c in columns)
+        if sum(c.total_uncompressed_size for c in columns) > left:
+          yield _expands_too_much(part, row)
+          return
+        # A row takes what rows do on average, or a text that all rows share.
+        row_bytes = max(
+          group.total_byte_size // max(group.num_rows, 1),
+          *(_dictionary_bytes(part.path, column) for column in columns),
+        )
         batches = file.iter_batches(
           min(_BATCH_ROWS, _BATCH_BYTES // (row_bytes + 1) + 1),
           row_groups=[i],
@@ -83,10 +96,41 @@ def read_parquet(part: Part) -> Iterator[Document | Problem]:
           use_threads=False,
         )
         for item in _items(part, batches, row):
+          left -= len(item.text) if isinstance(item, Document) else 0
+          if left < 0:
+            yield _expands_too_much(part, row)
+            return
           yield item
           row += 1
   except (OSError, pyarrow.ArrowException) as error:
     yield _damaged(part, row, error)
+
+
+def _columns_of(group, source):
+  """What the metadata of a row group say of the columns that are read."""
+  every = map(group.column, range(group.num_columns))
+  return [c for c in every if c.path_in_schema in _columns(source)]
+
+
+def _dictionary_bytes(path, column) -> int:
+  """Bytes of the texts that a column's rows refer to: one may be all of them.
+
+  They are in a page whose header begins with two numbers in Thrift's compact
+  form: the kind of page, and its size before compression.
+  """
+  if not column.has_dictionary_page:
+    return 0
+  with open(path, 'rb') as file:
+    file.seek(column.dictionary_page_offset)
+    header = file.read(16)
+  kind, size = b'\x15\x04', 0
+  if not header.startswith(kind + b'\x15'):
+    return column.total_uncompressed_size  # at most
+  for k, byte in enumerate(header[3:]):
+    size |= (byte & 127) << 7 * k
+    if byte < 128:
+      break
+  return size >> 1
 
 
 def list_hf_dataset(source: TextSource, domain: str) -> list[Part]:
@@ -248,10 +292,17 @@ def _item(part, row, text, name):
   )
 
 
-def _values(batch, field):
+def _values(batch, field) -> Iterable:
   """A column's values; of text the bytes, as Arrow does not check them."""
   pyarrow = import_optional('pyarrow', 'parquet')
   column = batch.column(field)
+  if pyarrow.types.is_dictionary(column.type) and _is_text(column.type):
+    texts = column.dictionary.cast(pyarrow.large_binary())
+    # Each is a view of the one text.
+    return [
+      pyarrow.scalar(None) if i is None else texts[i]
+      for i in column.indices.to_pylist()
+    ]
   # 64-bit offsets: a batch may hold more than 2 GB.
   return (
     column.cast(pyarrow.large_binary()) if _is_text(column.type) else column
@@ -266,6 +317,16 @@ def _ranges(sizes: list[int], part_bytes: int) -> Iterator[tuple[int, int]]:
     if held >= part_bytes or i == len(sizes) - 1:
       yield start, i + 1
       start, held = i + 1, 0
+
+
+def _expands_too_much(part, row):
+  return Problem(
+    f'{part.name}@{row}',
+    'expands_too_much',
+    f'{part.path}, row {row}: up to here it expands to more than'
+    f' {MAX_EXPANSION} times its size, as decompression bombs do. The rest of'
+    ' the file is left out',
+  )
 
 
 def _damaged(part, row, error):

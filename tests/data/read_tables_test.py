@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow
@@ -10,6 +11,7 @@ import pytest
 
 from longctx_jax.config import ConfigError
 from longctx_jax.corpus_config import TextSource
+from longctx_jax.data import read_tables
 from longctx_jax.data.parts import Problem
 from longctx_jax.data.readers import list_parts, read_part
 from tests.data import formats
@@ -65,6 +67,66 @@ def test_bytes_that_are_not_utf8_are_one_problem(tmp_path, kind):
   assert ', row 1: byte 3 of it is not UTF-8' in items[1].message
   replaced = outcomes(read(kind, tmp_path, errors='replace'))
   assert replaced == ['good', 'caf\ufffd', 'good']
+
+
+def peak_bytes(read):
+  """(what it returns, Arrow's and Python's memory at its highest)."""
+  pool = pyarrow.system_memory_pool()
+  default, _ = pyarrow.default_memory_pool(), pyarrow.set_memory_pool(pool)
+  before = pool.bytes_allocated()
+  tracemalloc.start()
+  try:
+    found = read()
+    _, peak = tracemalloc.get_traced_memory()
+    return found, peak + pool.max_memory() - before
+  finally:
+    tracemalloc.stop()
+    pyarrow.set_memory_pool(default)
+
+
+def write_bomb(path, *, shared):
+  """64 rows of 1 MB: one text that all share, or texts that compress well."""
+  texts = ['x' * 1_000_000] if shared else ['x' * 1_000_000 for _ in range(64)]
+  column = pyarrow.array(texts)
+  if shared:
+    places = pyarrow.array([0] * 64, pyarrow.int32())
+    column = pyarrow.DictionaryArray.from_arrays(places, column)
+  pyarrow.parquet.write_table(
+    pyarrow.table({'text': column}),
+    path,
+    compression='zstd',
+    use_dictionary=shared,
+    store_schema=False,
+  )
+  assert path.stat().st_size < 50_000
+  return 1_000_000 * 64
+
+
+def test_a_text_that_rows_share_is_in_few_rows_at_a_time(tmp_path, monkeypatch):
+  monkeypatch.setattr(read_tables, '_BATCH_BYTES', 2_000_000)
+  held = write_bomb(tmp_path / 'a.parquet', shared=True)
+  source = TextSource('parquet', 0, str(tmp_path))
+  (part,) = list_parts(source, 'web', Path())
+  num_read, peak = peak_bytes(lambda: sum(1 for _ in read_part(part)))
+  assert num_read == 64
+  assert peak < held // 4
+
+
+@pytest.mark.parametrize('shared', [True, False])
+def test_a_decompression_bomb_is_put_down(tmp_path, monkeypatch, shared):
+  monkeypatch.setattr(read_tables, 'FREE_BYTES', 5_000_000)
+  monkeypatch.setattr(read_tables, 'MAX_EXPANSION', 20)
+  write_bomb(tmp_path / 'a.parquet', shared=shared)
+  items = read('parquet', tmp_path)
+  # What is shared expands when it is read, else the file says so before.
+  assert [len(kind) == 1_000_000 for kind in outcomes(items[:-1])] == (
+    [True] * (5 if shared else 0)
+  )
+  assert items[-1].kind == 'expands_too_much'
+  assert f'a.parquet, row {5 * shared}: up to here' in items[-1].message
+  # As long as others of its size may be.
+  monkeypatch.setattr(read_tables, 'MAX_EXPANSION', 10**6)
+  assert len(read('parquet', tmp_path)) == 64
 
 
 def test_rows_have_the_same_names_in_small_parts_of_several_groups(tmp_path):
