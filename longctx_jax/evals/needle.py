@@ -12,6 +12,7 @@ import numpy as np
 from longctx_jax.config import ConfigError, NeedleConfig
 from longctx_jax.data.chat import Chat
 from longctx_jax.data.needles import draw_needles, hide_needles
+from longctx_jax.evals.haystack import Haystack
 from longctx_jax.evals.predict import Predictor
 
 
@@ -25,7 +26,7 @@ class NeedleExample(NamedTuple):
 def make_example(
   rng: np.random.Generator,
   chat: Chat,
-  haystack: np.ndarray,
+  haystack: Haystack | np.ndarray,
   *,
   length: int,
   depth: float,
@@ -75,7 +76,7 @@ def is_exact(example: NeedleExample, predictions: np.ndarray) -> bool:
 def needle_grid(
   predictor: Predictor,
   chat: Chat,
-  haystack: np.ndarray,
+  haystack: Haystack | np.ndarray,
   config: NeedleConfig,
   *,
   num_needles: int,

@@ -4,13 +4,11 @@ import logging
 import time
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from longctx_jax.config import StageConfig
 from longctx_jax.data.prepare import Corpus
-from longctx_jax.data.store import DocumentStore
-from longctx_jax.data.tokenizer import Tokenizer
+from longctx_jax.evals.haystack import Haystack
 from longctx_jax.evals.needle import mean_by_length, needle_grid
 from longctx_jax.evals.predict import Predictor
 from longctx_jax.evals.tables import table_accuracy
@@ -55,7 +53,7 @@ def needle_grids(
 ) -> dict[str, dict[str, dict[str, float]]]:
   """The single- and the multi-needle grid, and a line of each in the log."""
   grids = {}
-  haystack = haystack_tokens(corpus.heldout, corpus.tokenizer)
+  haystack = Haystack(corpus.heldout, corpus.tokenizer)
   needle = config.evals.needle
   for name, num_needles in (('single', 1), ('multi', needle.num_needles)):
     grids[name] = needle_grid(
@@ -70,15 +68,3 @@ def needle_grids(
     shown = ', '.join(f'{length}: {100 * x:.0f}%' for length, x in means)
     log.info('%s: %s needle %s', config.name, name, shown)
   return grids
-
-
-def haystack_tokens(store: DocumentStore, tokenizer: Tokenizer) -> np.ndarray:
-  """Held-out documents end to end, without the begin and end they may have."""
-  parts = [
-    store.read(document, 0, int(length))[0]
-    for document, length in enumerate(store.lengths.tolist())
-  ]
-  tokens = np.concatenate(parts)
-  # No text encodes to these.
-  around = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
-  return tokens[~np.isin(tokens, around)]

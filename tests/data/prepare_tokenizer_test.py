@@ -9,7 +9,7 @@ from longctx_jax.config import ConfigError
 from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.prepare import open_corpus, prepare_corpus
 from longctx_jax.data.tokenizer import TokenizerError
-from longctx_jax.evals.runner import haystack_tokens
+from longctx_jax.evals.haystack import Haystack
 from tests.data.made_texts import config_of, fingerprints, read
 from tests.data.small_tokenizers import (
   SPECIAL,
@@ -51,7 +51,7 @@ def test_the_policy_says_what_is_around_documents(
     text = (texts / name).read_text()
     expected = [*begin, *made.tokenizer.encode(text), *end]
     assert read(made.documents, i)[0].tolist() == expected
-  haystack = haystack_tokens(made.heldout, made.tokenizer)
+  haystack = Haystack(made.heldout, made.tokenizer)
   around = len(begin) + len(end)
   heldout = made.heldout.lengths
   assert len(haystack) == heldout.sum() - around * len(heldout)

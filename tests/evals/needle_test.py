@@ -6,13 +6,13 @@ import pytest
 from longctx_jax.config import ConfigError, NeedleConfig
 from longctx_jax.data.chat import encode_conversation
 from longctx_jax.data.needles import draw_needles
+from longctx_jax.evals.haystack import Haystack
 from longctx_jax.evals.needle import (
   is_exact,
   make_example,
   mean_by_length,
   needle_grid,
 )
-from longctx_jax.evals.runner import haystack_tokens
 
 GRID = NeedleConfig(lengths=(64, 90), num_depths=3, samples=2, num_needles=2)
 
@@ -32,7 +32,7 @@ class Knowing:
 
 @pytest.fixture(scope='module')
 def haystack(corpus):
-  return haystack_tokens(corpus.heldout, corpus.tokenizer)
+  return Haystack(corpus.heldout, corpus.tokenizer)
 
 
 def example_of(corpus, haystack, depth, *, length=120, num_needles=1, seed=0):

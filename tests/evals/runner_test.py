@@ -4,27 +4,13 @@ import json
 import math
 
 import jax
-import numpy as np
 import pytest
 
 from longctx_jax import sharding
 from longctx_jax.config import MeshConfig
-from longctx_jax.evals.runner import evaluate, haystack_tokens
+from longctx_jax.evals.runner import evaluate
 from longctx_jax.train import init_state
 from tests import small
-
-
-def test_the_haystack_is_held_out_text_without_begin_and_end(corpus):
-  store, tokenizer = corpus.heldout, corpus.tokenizer
-  haystack = haystack_tokens(store, tokenizer)
-  documents = [
-    store.read(i, 0, int(length))[0]
-    for i, length in enumerate(store.lengths.tolist())
-  ]
-  joined = ''.join(tokenizer.decode(document) for document in documents)
-  assert tokenizer.decode(haystack) == joined
-  assert len(haystack) == store.lengths.sum() - 2 * len(documents)
-  assert not np.isin(haystack, [tokenizer.bos_id, tokenizer.eos_id]).any()
 
 
 def test_every_suite_is_reported_at_every_length(corpus):
