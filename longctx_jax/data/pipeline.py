@@ -24,6 +24,7 @@ import numpy as np
 from longctx_jax.batch import Batch, check_segment_ids
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data.batch_fields import batch_fields
+from longctx_jax.data.late_batches import warn_when_late
 from longctx_jax.data.mixture import Mixture
 from longctx_jax.data.prepare import Corpus
 from longctx_jax.data.row_sources import (
@@ -256,7 +257,7 @@ def _end_with_parent(index: int, count: int) -> None:
 def _read_in_processes(batches):
   """What `batches` gives; ends its processes, and names one that was killed."""
   try:
-    yield from batches
+    yield from warn_when_late(batches)
   except RuntimeError as error:
     if 'terminated unexpectedly' not in str(error):
       raise
