@@ -19,8 +19,9 @@ from longctx_jax.data.chat_templates import ChatTemplate
 from longctx_jax.data.tokenizer import Tokenizer, TokenizerError
 
 # Stands for message k while the template runs; no text of a template has it.
-_MARK = '\ue0f0{}\ue0f1'
-_MARKS = re.compile('\ue0f0(\\d+)\ue0f1')
+# The white space around it is gone where a template strips messages.
+_MARK = '\u2003\ue0f0{}\ue0f1\u2003'
+_MARKS = re.compile('(\u2003?)\ue0f0(\\d+)\ue0f1(\u2003?)')
 
 
 class JinjaChat:
@@ -63,12 +64,12 @@ class JinjaChat:
   def frame(self) -> tuple[np.ndarray, np.ndarray]:
     """Ids before and behind a user's one message."""
     rendered = self._render([{'role': 'user', 'content': _MARK.format(0)}])
-    halves = _MARKS.split(rendered)
-    if len(halves) != 3:
+    before, *_, after = parts = _MARKS.split(rendered)
+    if len(parts) != 5:
       raise TokenizerError(
         "the chat template does not show a user's message exactly once"
       )
-    return self._encode(halves[0]), self._encode(halves[2])
+    return self._encode(before), self._encode(after)
 
   def _encode(self, rendered, contents=()) -> np.ndarray:
     """Ids of what a template gave, with messages where their marks stand."""
@@ -77,7 +78,7 @@ class JinjaChat:
       if k % 2:
         ids.append(self._tokenizer.control_id(part))
       elif part:
-        text = _MARKS.sub(lambda mark: contents[int(mark[1])], part)
+        text = _MARKS.sub(lambda mark: _message(mark, contents), part)
         ids += self._tokenizer.encode(text).tolist()
     return np.array(ids, np.int32)
 
@@ -137,6 +138,12 @@ def jinja_source(template: ChatTemplate) -> str:
     '{% endfor %}{% if add_generation_prompt %}'
     f'{shown(template.before_answer)}{{% endif %}}'
   )
+
+
+def _message(mark, contents) -> str:
+  text = contents[int(mark[2])]
+  text = text if mark[1] else text.lstrip()
+  return text if mark[3] else text.rstrip()
 
 
 def _raise_exception(message):

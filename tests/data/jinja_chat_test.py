@@ -60,6 +60,12 @@ def test_a_prompt_is_what_the_template_draws(folder, tokenizer):
   assert parts.count('<|im_end|>') == 2
 
 
+def test_lines_of_blocks_alone_leave_nothing_as_in_transformers(tokenizer):
+  template = '{% for m in messages %}\n  {{ m.content }}!\n  {% endfor %}\nx'
+  ids = JinjaChat(template, tokenizer, {}).prompt([USER])
+  assert tokenizer.decode(ids) == '  Say <|im_end|> twice!\nx'
+
+
 def test_a_frame_is_what_stands_around_a_message(folder, tokenizer):
   chat = read_jinja_chat(folder, tokenizer)
   before, after = chat.frame()
@@ -75,13 +81,13 @@ def test_our_templates_go_out_as_they_are_trained_with(name, system, tokenizer):
   template = TEMPLATES[name]
   chat = Chat(tokenizer, template)
   tokens, mask = encode_conversation(
-    chat, [('What is 2 + 2?', 'It is 4.'), ('Hello there', 'Fine.')], system
+    chat, [(' What is 2 + 2?\n', 'It is 4.'), ('Hello there', 'Fine.')], system
   )
   # Up to where the second answer begins.
   starts = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0) == 1)
   names = {'bos_token': '<|begin_of_text|>', 'eos_token': '<|end_of_text|>'}
   messages = [
-    {'role': 'user', 'content': 'What is 2 + 2?'},
+    {'role': 'user', 'content': ' What is 2 + 2?\n'},
     {'role': 'assistant', 'content': 'It is 4.'},
     {'role': 'user', 'content': 'Hello there'},
   ]

@@ -462,9 +462,9 @@ def test_sources_of_nothing_are_an_empty_corpus(texts, tmp_path):
   source = {'kind': 'jsonl', 'max_chars': 10**6}
   source['path'] = str(tmp_path / 'nothing.jsonl')
   config = config_of(texts, sources={'records': source})
-  for prepare in (prepare_corpus, prepare_at_scale):
+  for make in (prepare_corpus, prepare_at_scale):
     with pytest.raises(ConfigError, match='empty corpus: 0 training and 0 '):
-      prepare(config, tmp_path / 'c', seed=0)
+      make(config, tmp_path / 'c', seed=0)
 
 
 def test_a_run_takes_a_corpus_that_was_prepared(texts, prepared, tmp_path):

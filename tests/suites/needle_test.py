@@ -79,6 +79,8 @@ def test_distractors_have_other_keys_and_numbers():
     ]
     assert len(set(numbers)) == len(set(keys)) == 4
     assert numbers.count(example.answer) == 1
+    for before in text.split(' One of the special')[:-1]:
+      assert before.endswith(('.', 'afterwards.\n'))
 
 
 def test_a_cell_is_the_same_whatever_other_cells_there_are():
@@ -119,6 +121,19 @@ def test_the_end_of_a_sentence_is_known_by_its_text():
   ids = prompter.encode('So it is. And 3.5 too')
   ends = sentence_ends(ids, prompter)
   assert [prompter.tokenizer.decode([i]) for i in ids[ends]] == ['.', '.']
+
+
+def test_a_word_with_its_full_stop_in_one_token_ends_a_sentence():
+  class Merged:
+    def decode(self, ids):
+      return ('so', ' late.', '.\n', ' 3.5')[ids[0]]
+
+  prompter = word_prompter()._replace(tokenizer=Merged())
+  ends = sentence_ends(np.array([3, 1, 0, 2]), prompter)
+  assert ends.tolist() == [False, True, False, True]
+
+
+def test_places_move_back_to_the_end_of_a_sentence():
   flags = np.array([0, 0, 1, 0, 0], bool)
   assert [walk_back(flags, 0, place) for place in range(6)] == [
     *(0, 0, 0, 3, 3, 3),
