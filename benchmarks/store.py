@@ -27,11 +27,11 @@ from array_record.python.array_record_module import (
 )
 
 from benchmarks.timing import medians, report
+from longctx_jax.data.sentencepiece_tokenizer import train_sentencepiece
 from longctx_jax.data.store import DocumentStore
 from longctx_jax.data.store_format import READER_OPTIONS, page_record
 from longctx_jax.data.store_verify import verify_store
 from longctx_jax.data.store_writer import StoredDocument, write_store
-from longctx_jax.data.tokenizer import train_sentencepiece
 
 MEAN_LEN, LONG_LEN, SLICE_LEN = 300, 50_000_000, 131_072
 PAGES = (4096, 8192, 16_384)
