@@ -1,5 +1,7 @@
 """Segment ids: what a row may hold, and what its faults are called."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -29,3 +31,24 @@ def test_other_rows_are_refused_by_number(row, says):
   with pytest.raises(ValueError, match=says) as error:
     check_segment_ids(np.array([[1, 1, 2, 2], row]))
   assert 'count from 1' in str(error.value)
+
+
+def test_of_all_short_rows_those_that_count_token_by_token_pass():
+  def is_good(row):
+    allowed = {0, 1}
+    for i in row:
+      if i not in allowed:
+        return False
+      allowed = {i, i + 1, 0} if i else {0}
+    return True
+
+  good = 0
+  for row in itertools.product(range(-1, 5), repeat=4):
+    rows = np.array([[1, 1, 2, 2], row], np.int32)
+    if is_good(row):
+      good += 1
+      check_segment_ids(rows)
+    else:
+      with pytest.raises(ValueError, match='row 1 '):
+        check_segment_ids(rows)
+  assert good == 1 + 1 + 2 + 4 + 8  # of 0, 1, 2, 3, 4 ids before the padding

@@ -13,9 +13,16 @@ from longctx_jax.data_config import DataConfig, PositionJumps
 
 
 def batch_fields(
-  row: Row, config: DataConfig, *, step: int, seed: tuple[int, ...]
+  row: Row,
+  config: DataConfig,
+  *,
+  step: int,
+  seed: tuple[int, ...],
+  out: Batch | None = None,
 ) -> Batch:
   """The five fields of a Batch, each [T], from a row's tokens and slices.
+
+  They are written to `out` if that is given.
 
   With a document mask each slice is a segment; without, the whole row is one.
   Position t predicts token t + 1, and the last one of the row predicts nothing.
@@ -31,34 +38,45 @@ def batch_fields(
       positions                   0  1  2  3  4  0
         restart_positions         0  1  2  0  1  0
   """
-  T = config.seq_len
-  used = len(row.tokens)
-  slice_ids = np.repeat(np.arange(len(row.slice_lens)), row.slice_lens)
-  positions = _jump(np.arange(used), config.position_jumps, seed)
-  if config.restart_positions:
-    slice_starts = np.cumsum(row.slice_lens) - row.slice_lens
-    positions = positions - positions[slice_starts[slice_ids]]
-  segments = slice_ids if config.document_mask else np.zeros(used, np.int64)
-  segments = cut_at_windows(segments, context_window(config, step))
-  targets = np.append(row.tokens[1:], 0)
-  trained = np.append(row.loss_mask[1:], False)
+  if out is None:
+    out = empty_batch(config.seq_len)
+  used, lens = len(row.tokens), row.slice_lens[row.slice_lens > 0]
+  for field in out:
+    field[used:] = 0
+  out.tokens[:used] = row.tokens
+  out.targets[: used - 1] = row.tokens[1:]
+  out.targets[used - 1] = 0
+  weights = out.loss_weights[:used]
+  weights[:-1] = row.loss_mask[1:]
+  weights[-1] = 0
+  ends = np.cumsum(lens)
   if config.document_mask or not config.label_first_token:
-    trained[:-1] &= slice_ids[1:] == slice_ids[:-1]
-  weights = trained.astype(np.float32)
+    weights[ends - 1] = 0
   if config.loss_normalizer == 'sequence':
+    slice_ids = np.repeat(np.arange(len(lens)), lens)
     trained_per_slice = np.bincount(slice_ids, weights)
     weights /= np.maximum(trained_per_slice, 1)[slice_ids]
+  segment_lens = lens if config.document_mask else np.array([used])
+  ids = np.arange(1, len(segment_lens) + 1, dtype=np.int32)
+  segments = np.repeat(ids, segment_lens)
+  window = context_window(config, step)
+  if window < used:
+    segments = cut_at_windows(segments, window)
+  out.segment_ids[:used] = segments
+  positions = np.arange(used, dtype=np.int32)
+  positions = _jump(positions, config.position_jumps, seed)
+  if config.restart_positions:
+    positions = positions - np.repeat(positions[ends - lens], lens)
+  out.positions[:used] = positions
+  return out
 
-  def padded(values, dtype):
-    return np.pad(np.asarray(values, dtype), (0, T - used))
 
-  return Batch(
-    tokens=padded(row.tokens, np.int32),
-    targets=padded(targets, np.int32),
-    loss_weights=padded(weights, np.float32),
-    segment_ids=padded(segments, np.int32),
-    positions=padded(positions, np.int32),
-  )
+def empty_batch(*shape: int) -> Batch:
+  """A Batch of fields of this shape, to be filled in."""
+  # In one piece, which numpy asks the kernel to give in large pages: most of
+  # what a batch costs is otherwise the first touch of its small ones.
+  fields = Batch(*np.empty((len(Batch._fields), *shape), np.int32))
+  return fields._replace(loss_weights=fields.loss_weights.view(np.float32))
 
 
 def context_window(config: DataConfig, step: int) -> int:

@@ -103,6 +103,7 @@ class Mixture:
     )
     num_blocks = math.ceil(num_examples / BLOCK_LEN)
     self._served = _served_by_block(self._curve, num_blocks)
+    self._latest = -1, np.array([], np.int64)  # a block, and its order
 
   def source_of_example(self, i: int) -> tuple[str, int]:
     """The source of example i, and how many it has served before."""
@@ -131,9 +132,15 @@ class Mixture:
     return dict(zip(self.names, shares.tolist(), strict=True))
 
   def _order(self, block):
+    # Examples are asked for one after the other; a thread that comes between
+    # two of them costs a shuffle, for what is kept is replaced as one.
+    latest, order = self._latest
+    if latest == block:
+      return order
     counts = self._served[block + 1] - self._served[block]
     order = np.repeat(np.arange(len(self.names)), counts)
     np.random.default_rng((self._seed, block)).shuffle(order)
+    self._latest = block, order
     return order
 
 

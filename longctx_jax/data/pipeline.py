@@ -19,11 +19,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import grain
-import numpy as np
 
 from longctx_jax.batch import Batch, check_segment_ids
 from longctx_jax.config_from_dict import ConfigError
-from longctx_jax.data.batch_fields import batch_fields
+from longctx_jax.data.batch_fields import batch_fields, empty_batch
 from longctx_jax.data.late_batches import warn_when_late
 from longctx_jax.data.mixture import Mixture
 from longctx_jax.data.prepare import Corpus
@@ -45,6 +44,9 @@ log = logging.getLogger(__name__)
 
 # Keeps the streams of random numbers apart that one seed is drawn into.
 _FIELDS_STREAM = 3
+# ours: short rows are read this many tokens at a time, which spares most calls
+# of each; what they are cut from is in memory twice, and stays some megabytes.
+_TOKENS_TOGETHER = 524_288
 
 
 class DataState(NamedTuple):
@@ -126,13 +128,28 @@ class BatchSource:
 
   def __getitem__(self, i: int) -> Batch:
     """Row i of the run, as a Batch of [T] fields."""
-    name, k = self._mixture.source_of_example(i)
-    return batch_fields(
-      self._sources[name].row(k),
-      self._config,
-      step=i // self._config.batch_size,
-      seed=(self._seed, _FIELDS_STREAM, i),
-    )
+    return Batch(*(field[0] for field in self.rows(i, i + 1)))
+
+  def rows(self, first: int, stop: int) -> Batch:
+    """Rows [first, stop) of the run, as a Batch of [stop - first, T] fields."""
+    batch = empty_batch(stop - first, self._config.seq_len)
+    together = max(1, _TOKENS_TOGETHER // self._config.seq_len)
+    for begin in range(first, stop, together):
+      numbers: dict[str, list[tuple[int, int]]] = {}  # in run, in source
+      for i in range(begin, min(begin + together, stop)):
+        name, k = self._mixture.source_of_example(i)
+        numbers.setdefault(name, []).append((i, k))
+      for name, pairs in numbers.items():
+        rows = self._sources[name].rows([k for _, k in pairs])
+        for (i, _), row in zip(pairs, rows, strict=True):
+          batch_fields(
+            row,
+            self._config,
+            step=i // self._config.batch_size,
+            seed=(self._seed, _FIELDS_STREAM, i),
+            out=Batch(*(field[i - first] for field in batch)),
+          )
+    return batch
 
   def _count_epochs(self):
     """Epochs of each source that has an end; logs what all serve."""
@@ -171,8 +188,8 @@ def _row_source(source, config, corpus, seed) -> RowSource:
   return StoredRows.of_documents(corpus.documents, source, config.seq_len, seed)
 
 
-class HostRows:
-  """The rows of every global batch that one host reads, one after the other.
+class HostBatches:
+  """One host's rows of every global batch, by step; for Grain.
 
   A host has one block of each batch, because a batch lies on the mesh so: its
   rows are split over `data` and `fsdp`, whose devices are in order of hosts.
@@ -187,16 +204,18 @@ class HostRows:
   ):
     """`host` is (index, number of hosts)."""
     self._source, self._batch_size, self._host = source, batch_size, host
-    self.rows_per_step = batch_size // host[1]
 
   def __len__(self) -> int:
-    return len(self._source) // self._host[1]
+    return len(self._source) // self._batch_size
 
-  def __getitem__(self, i: int) -> Batch:
-    """Row i of the host's, a Batch of [T] fields."""
-    step, k = divmod(i, self.rows_per_step)
-    first = step * self._batch_size + self._host[0] * self.rows_per_step
-    return self._source[first + k]
+  def __getitem__(self, step: int) -> Batch:
+    """The host's rows of a step, a Batch of [B / hosts, T] fields."""
+    index, num_hosts = self._host
+    num_rows = self._batch_size // num_hosts
+    first = step * self._batch_size + index * num_rows
+    batch = self._source.rows(first, first + num_rows)
+    check_segment_ids(batch.segment_ids)
+    return batch
 
 
 def make_pipeline(
@@ -225,9 +244,8 @@ def make_pipeline(
       f'data.batch_size={batch_size} does not divide over {host[1]} hosts, each'
       ' of which reads as many rows of a batch'
     )
-  rows = HostRows(source, batch_size, host)
-  dataset = grain.MapDataset.source(rows)[start_step * rows.rows_per_step :]
-  dataset = dataset.batch(rows.rows_per_step, batch_fn=stack_rows)
+  dataset = grain.MapDataset.source(HostBatches(source, batch_size, host))
+  dataset = dataset[start_step:]
   # ours: a few threads hide the reading; more only fight over the interpreter.
   dataset = dataset.to_iter_dataset(
     grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -267,10 +285,3 @@ def _read_in_processes(batches):
     ) from error
   finally:
     batches.close()
-
-
-def stack_rows(rows: list[Batch]) -> Batch:
-  """Batches of [T] fields to one Batch of [B, T] fields."""
-  batch = Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
-  check_segment_ids(batch.segment_ids)
-  return batch

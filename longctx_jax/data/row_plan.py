@@ -57,9 +57,13 @@ class RowPlan:
 
   def row(self, i: int) -> list[tuple[int, int, int]]:
     """Slices (document, start, stop) of row i, in order."""
-    part = slice(self.row_offsets[i], self.row_offsets[i + 1])
-    fields = (self.documents[part], self.starts[part], self.stops[part])
+    fields = self.slices(i)
     return list(zip(*(field.tolist() for field in fields), strict=True))
+
+  def slices(self, i: int) -> Slices:
+    """Slices of row i, in order, as arrays."""
+    part = slice(self.row_offsets[i], self.row_offsets[i + 1])
+    return Slices(self.documents[part], self.starts[part], self.stops[part])
 
   def fingerprint(self) -> str:
     """Twelve hex digits that change with any slice."""

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -42,8 +43,8 @@ class RowSource(Protocol):
   fingerprint: str
   epoch_len: int | None  # rows of an epoch; None: no row comes twice
 
-  def row(self, i: int) -> Row:
-    """Row i; one past the end begins the next epoch."""
+  def rows(self, numbers: Sequence[int]) -> list[Row]:
+    """These rows; one past the end begins the next epoch."""
     ...
 
   def origins(self, i: int) -> list[Origin]:
@@ -105,15 +106,22 @@ class StoredRows:
     plan = plan_rows(source, lengths, row_len, rng)
     return cls(store, plan, documents, seed)
 
+  def rows(self, numbers: Sequence[int]) -> list[Row]:
+    """Rows of the endless sequence of epochs, read together."""
+    slices = [self._slices(i) for i in numbers]
+    fields = map(np.concatenate, zip(*slices, strict=True))
+    tokens, mask = self._store.read_many(*fields)
+    ends = np.cumsum([part.lens.sum() for part in slices])[:-1]
+    return [
+      Row(row_tokens, row_mask, part.lens)
+      for row_tokens, row_mask, part in zip(
+        np.split(tokens, ends), np.split(mask, ends), slices, strict=True
+      )
+    ]
+
   def row(self, i: int) -> Row:
-    """Row i of the endless sequence of epochs."""
-    tokens, masks, lens = [], [], []
-    for document, start, stop in self._slices(i):
-      part, mask = self._store.read(document, start, stop)
-      tokens.append(part)
-      masks.append(mask)
-      lens.append(stop - start)
-    return Row(np.concatenate(tokens), np.concatenate(masks), np.array(lens))
+    """Row i alone."""
+    return self.rows([i])[0]
 
   def origins(self, i: int) -> list[Origin]:
     """Names of row i's documents, and which of their tokens it has."""
@@ -125,14 +133,16 @@ class StoredRows:
         start,
         stop,
       )
-      for document, start, stop in self._slices(i)
+      for document, start, stop in zip(
+        *(field.tolist() for field in self._slices(i)), strict=True
+      )
     ]
 
   def _slices(self, i):
-    """(document of the store, start, stop) of each slice of row i."""
+    """Slices of row i, of documents as the store numbers them."""
     epoch, k = divmod(i, len(self._plan))
-    for document, start, stop in self._plan.row(int(self._order(epoch)[k])):
-      yield int(self._documents[document]), start, stop
+    slices = self._plan.slices(int(self._order(epoch)[k]))
+    return slices._replace(documents=self._documents[slices.documents])
 
   def _epoch_order(self, epoch):
     rng = np.random.default_rng((*self._seed, 1, epoch))
@@ -199,6 +209,10 @@ class SyntheticTableRows:
       self.row(0)
     except ValueError as error:
       raise ConfigError(f'data.mixture, tables: {error}') from error
+
+  def rows(self, numbers: Sequence[int]) -> list[Row]:
+    """These rows, each made by itself."""
+    return [self.row(i) for i in numbers]
 
   def row(self, i: int) -> Row:
     """Tables of log-uniform lengths until the row is full; none is cut."""

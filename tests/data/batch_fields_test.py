@@ -13,6 +13,7 @@ from longctx_jax.data.batch_fields import (
   batch_fields,
   context_window,
   cut_at_windows,
+  empty_batch,
 )
 from longctx_jax.data.row_sources import Row
 from longctx_jax.data_config import PositionJumps, WindowAt
@@ -49,6 +50,27 @@ def test_fields_are_those_drawn_at_batch():
     'loss_weights': [1, 1, 0, 1, 0, 0],
     'segment_ids': [1, 1, 1, 2, 2, 0],
     'positions': [0, 1, 2, 0, 1, 0],
+  }
+
+
+@pytest.mark.parametrize('changes', [{}, PLAIN], ids=['masked', 'plain'])
+@pytest.mark.parametrize('seq_len', [5, 6])
+def test_fields_are_written_over_whatever_was_there(seq_len, changes):
+  out = empty_batch(seq_len)
+  for field in out:
+    field[:] = 7
+  config = data_config(seq_len=seq_len, **changes)
+  batch_fields(row_of(*ROW), config, step=0, seed=(0,), out=out)
+  padding = [0] * (seq_len - 5)
+  segment_ids, positions = [1, 1, 1, 2, 2], [0, 1, 2, 0, 1]
+  if changes:
+    segment_ids, positions = [1] * 5, [0, 1, 2, 3, 4]
+  assert drawn(out) == {
+    'tokens': [11, 12, 13, 21, 22, *padding],
+    'targets': [12, 13, 21, 22, 0, *padding],
+    'loss_weights': [1, 1, 1 if changes else 0, 1, 0, *padding],
+    'segment_ids': segment_ids + padding,
+    'positions': positions + padding,
   }
 
 

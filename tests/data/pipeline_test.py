@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longctx_jax.config import ConfigError
+from longctx_jax.data import pipeline
 from longctx_jax.data.mixture import Mixture
 from longctx_jax.data.pipeline import BatchSource, make_pipeline
 from longctx_jax.data.sentencepiece_tokenizer import train_sentencepiece
@@ -38,6 +39,17 @@ def test_any_row_can_be_read_first(corpus):
   assert len(rows) == STEPS * 8
   for i in np.random.default_rng(0).permutation(len(rows)).tolist():
     assert equal(again[i], rows[i])
+
+
+@pytest.mark.parametrize('tokens', [1, 300, 10**6])
+def test_how_many_rows_are_read_together_does_not_change_them(
+  corpus, monkeypatch, tokens
+):
+  source = source_of(corpus)
+  expected = [source[i] for i in range(3, 20)]
+  monkeypatch.setattr(pipeline, '_TOKENS_TOGETHER', tokens)
+  batch = source.rows(3, 20)
+  assert all(map(equal, zip(*batch, strict=True), expected))
 
 
 @pytest.mark.parametrize('start_step', range(STEPS + 1))

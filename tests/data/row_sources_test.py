@@ -89,6 +89,24 @@ def test_a_stored_row_depends_on_its_number_alone(corpus, planner):
   assert not all(equal(make(seed=1).row(i), read[i]) for i in range(5))
 
 
+@pytest.mark.parametrize('planner', PLANNERS)
+def test_rows_read_together_are_those_that_slices_read_alone_make(
+  corpus, planner
+):
+  source = DocumentRows('documents', 1.0, (), planner, **PLANNERS[planner])
+  store = corpus.documents
+  rows = StoredRows.of_documents(store, source, ROW_LEN, (0, 0))
+  numbers = [3, 0, rows.epoch_len + 1, 3, rows.epoch_len - 1]
+  for i, row in zip(numbers, rows.rows(numbers), strict=True):
+    parts = list(
+      zip(*(field.tolist() for field in rows._slices(i)), strict=True)
+    )
+    read = [store.read(*part) for part in parts]
+    assert row.tokens.tolist() == [t for tokens, _ in read for t in tokens]
+    assert row.loss_mask.tolist() == [m for _, mask in read for m in mask]
+    assert row.slice_lens.tolist() == [stop - start for _, start, stop in parts]
+
+
 def test_rows_are_of_the_domains_asked_for(corpus):
   store = corpus.documents
   source = dataclasses.replace(CONCAT, domains=('docs',))

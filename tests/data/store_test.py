@@ -8,12 +8,14 @@ import pickle
 import subprocess
 import sys
 import threading
+import unittest.mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longctx_jax.data import store as store_module
 from longctx_jax.data.store import DocumentStore
 from longctx_jax.data.store_format import NAMES_PER_RECORD, StoreError
 from tests.architecture_test import ROOT
@@ -118,6 +120,45 @@ def test_any_slice_of_any_document_comes_back(
     np.testing.assert_array_equal(mask, mask_of(document)[start:stop])
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+  lengths=st.lists(st.integers(1, 50), min_size=1, max_size=8),
+  page_tokens=st.integers(1, 60),
+  shard_tokens=st.integers(1, 200),
+  cache_bytes=st.sampled_from([0, 100, 1 << 20]),
+  together=st.sampled_from([2, 1024]),
+  data=st.data(),
+)
+def test_many_slices_are_those_read_one_by_one(
+  tmp_path_factory,
+  lengths,
+  page_tokens,
+  shard_tokens,
+  cache_bytes,
+  together,
+  data,
+):
+  directory = tmp_path_factory.mktemp('store') / 'a'
+  sizes = {'page_tokens': page_tokens, 'shard_tokens': shard_tokens}
+  write(directory, make_documents(lengths), **sizes)
+  store = DocumentStore(directory, cache_bytes=cache_bytes)
+  slices = []
+  for _ in range(data.draw(st.integers(0, 9))):
+    document = data.draw(st.integers(0, len(lengths) - 1))
+    start = data.draw(st.integers(0, lengths[document]))
+    stop = data.draw(st.integers(start, lengths[document]))
+    slices.append((document, start, stop))
+  fields = np.array(slices, np.int64).reshape(-1, 3).T
+  with unittest.mock.patch.object(store_module, '_PAGES_TOGETHER', together):
+    tokens, mask = store.read_many(*fields)
+  assert (tokens.dtype, mask.dtype) == (np.int32, np.bool_)
+  one_by_one = [store.read(*part) for part in slices]
+  assert tokens.tolist() == [t for part, _ in one_by_one for t in part]
+  assert mask.tolist() == [m for _, part in one_by_one for m in part]
+  # Whatever is in work, the cache keeps to its size, or to one page.
+  assert store._cached_bytes <= max(cache_bytes, 60 * 5)
+
+
 def test_what_is_read_belongs_to_the_reader(directory):
   (document,) = documents = make_documents([5])
   store = write(directory, documents)
@@ -177,6 +218,9 @@ def test_reading_beyond_a_document_is_refused(directory, document, start, stop):
   store = write(directory, make_documents([5, 5]))
   with pytest.raises(IndexError, match=f'document {document}'):
     store.read(document, start, stop)
+  good = (0, 2, 3)
+  with pytest.raises(IndexError, match=f'document {document}'):
+    store.read_many(*np.array([good, (document, start, stop), good]).T)
 
 
 def test_threads_read_what_one_thread_reads(directory, fast_switching):
