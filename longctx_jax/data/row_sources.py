@@ -202,6 +202,7 @@ class SyntheticTableRows:
   ):
     self._config, self._chat = config, chat
     self._row_len, self._seed = row_len, seed
+    self._latest: tuple[int, Row | None] = -1, None
     self.epoch_len = None
     self.fingerprint = f'{synthetic_tables.fingerprint()}-{chat.fingerprint}'
     # A task or layout that does not exist comes up now, not in a reader thread.
@@ -215,6 +216,14 @@ class SyntheticTableRows:
     return [self.row(i) for i in numbers]
 
   def row(self, i: int) -> Row:
+    """Row i; the one made last is kept, as its origins are asked for next."""
+    latest, row = self._latest
+    if latest != i:
+      row = self._make_row(i)
+      self._latest = i, row
+    return row
+
+  def _make_row(self, i):
     """Tables of log-uniform lengths until the row is full; none is cut."""
     config = self._config
     rng = np.random.default_rng((*self._seed, i))

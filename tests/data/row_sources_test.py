@@ -324,7 +324,10 @@ def test_origins_name_the_documents_that_a_row_is_cut_from(corpus):
 def test_origins_of_tables_are_one_a_conversation(corpus):
   rows = SyntheticTableRows(TABLES, corpus.chat, ROW_LEN, (0, 0))
   lens = rows.row(3).slice_lens.tolist()
+  made = rows.row(3)
   assert rows.origins(3) == [
     (f'table 3/{k}', 'tables', 0, length) for k, length in enumerate(lens)
   ]
   assert rows.epoch_len is None
+  # Long tables take seconds: those of the row at hand are not made again.
+  assert rows.row(3) is made
