@@ -64,12 +64,12 @@ class JinjaChat:
   def frame(self) -> tuple[np.ndarray, np.ndarray]:
     """Ids before and behind a user's one message."""
     rendered = self._render([{'role': 'user', 'content': _MARK.format(0)}])
-    before, *_, after = parts = _MARKS.split(rendered)
+    parts = _MARKS.split(rendered)
     if len(parts) != 5:
       raise TokenizerError(
         "the chat template does not show a user's message exactly once"
       )
-    return self._encode(before), self._encode(after)
+    return self._encode(parts[0]), self._encode(parts[-1])
 
   def _encode(self, rendered, contents=()) -> np.ndarray:
     """Ids of what a template gave, with messages where their marks stand."""

@@ -123,18 +123,28 @@ def test_official_files_are_read_and_what_is_cut_is_said(tmp_path):
     row(0, 1),
     row(5, 5),
     row(40, 1, answer='71432'),
+    row(1, 40),
   )
   suite = InfiniteBenchSuite('passkey', GRID, path, max_len=200)
   examples = list(suite.examples(prompter))
-  assert [e.name for e in examples] == ['7', '1', '2', '3']
+  assert [e.name for e in examples] == ['7', '1', '2', '3', '4']
   assert {e.answer for e in examples} == {'71432'}
-  assert [e.truncated for e in examples] == [True, False, True, True]
-  # The middle goes: an answer in it is lost, one near the end is not.
-  assert [e.answer_lost for e in examples] == [False, False, True, False]
+  assert [e.truncated for e in examples] == [True, False, True, True, True]
+  # The middle goes: an answer in it is lost, one near either end is not.
+  lost = [e.answer_lost for e in examples]
+  assert lost == [False, False, True, False, False]
   for example in examples:
     assert len(example.tokens) + example.max_new_tokens <= 200
     assert shown(example, prompter).endswith('The pass key is')
-  assert [e.depth for e in examples] == [1.0, 0.1, 0.5, 1.0]
+  assert [e.depth for e in examples] == [1.0, 0.1, 0.5, 1.0, 0.0]
+
+
+def test_a_tokenizer_of_single_digits_has_room_for_all_of_them():
+  prompter = word_prompter(word=r' |[^\W\d]+|\W|\d')
+  for task, new in (('passkey', 7), ('number_string', 12)):
+    example = next(InfiniteBenchSuite(task, GRID).examples(prompter))
+    # A space, five or ten digits, the end; 6 and 12 officially.
+    assert example.max_new_tokens == new
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,19 @@ def test_prompts_of_like_length_go_together_up_to_the_tokens(tmp_path):
   assert model.batches == [(3, 3), (2, 5), (1, 6)]
 
 
+def test_predictions_are_on_disk_before_the_next_are_asked(tmp_path):
+  """Also for `kill -9`."""
+  there = []
+
+  class Looking(Model):
+    def __call__(self, prompts, max_new_tokens):
+      there.append(len(lines(tmp_path)) - 1)
+      return super().__call__(prompts, max_new_tokens)
+
+  run(tmp_path, Looking())
+  assert there == [0, 3, 5]
+
+
 @pytest.mark.parametrize(('fails_after', 'kept'), [(0, 0), (3, 3), (5, 5)])
 def test_a_rerun_asks_what_is_missing_and_ends_the_same(
   tmp_path, fails_after, kept

@@ -13,11 +13,11 @@ class WordTokenizer:
   vocab_size = 1 << 20
   fingerprint, bos_id, eos_id = 'words', None, None
 
-  def __init__(self):
-    self._ids, self._texts = {}, []
+  def __init__(self, word):
+    self._word, self._ids, self._texts = word, {}, []
 
   def encode(self, text):
-    parts = re.findall(r' ?\w+|\W', text)
+    parts = re.findall(self._word, text)
     for part in parts:
       if part not in self._ids:
         self._ids[part] = len(self._texts)
@@ -28,9 +28,9 @@ class WordTokenizer:
     return ''.join(self._texts[i] for i in np.asarray(ids).tolist())
 
 
-def word_prompter(before='<user>', after='<model>'):
+def word_prompter(before='<user>', after='<model>', word=r' ?\w+|\W'):
   """With a chat template of two marks, or of none."""
-  tokenizer = WordTokenizer()
+  tokenizer = WordTokenizer(word)
   return Prompter(tokenizer, tokenizer.encode(before), tokenizer.encode(after))
 
 
