@@ -69,6 +69,10 @@ class Generator:
     max_len: longest prompt with its continuation; None: no bound but memory.
     chunk_len: tokens of a prompt that are read at a time, about.
     steps_per_call: tokens that are drawn per call to the device.
+
+  Raises:
+    ConfigError: a size of the model does not divide over the mesh.
+    PromptError: the tokenizer has more tokens than the model.
   """
 
   def __init__(
@@ -90,6 +94,7 @@ class Generator:
       )
     if mesh is None:
       mesh = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    sharding.check_model_divides(config, mesh)
     self._model = CachedModel(config, rope, mesh)
     if 'layers' not in params:
       params = layers_apart(params, config, mesh)

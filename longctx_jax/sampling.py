@@ -94,8 +94,9 @@ def keep_likeliest(
 
 
 def _ranks(x):
-  """uint32 that order as float32 do, but that -0 comes just before 0."""
-  bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+  """uint32 that order as float32 do; -0 is 0."""
+  x = jnp.where(x == 0, 0.0, x.astype(jnp.float32))
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
   top = jnp.uint32(1 << 31)
   return jnp.where(bits >= top, ~bits, bits | top)
 

@@ -11,7 +11,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longctx_jax.config import ConfigError, MeshConfig, StageConfig
+from longctx_jax.config import (
+  ConfigError,
+  MeshConfig,
+  ModelConfig,
+  StageConfig,
+)
 from longctx_jax.model import attention_kernel
 from longctx_jax.ops.context_parallel import ContextParallel, check_split
 from longctx_jax.ops.sequence_layout import check_layout
@@ -63,22 +68,11 @@ def check_divisible(config: StageConfig, mesh: Mesh) -> None:
   """Raises ConfigError where a size does not divide over the mesh."""
   model, data = config.model, config.data
   rows = data.batch_size // config.train.micro_batches
-  fsdp, tensor = ('fsdp',), ('tensor',)
-  for what, size, axes in (
-    ('data.seq_len', data.seq_len, ('context',)),
-    ('data.batch_size / train.micro_batches', rows, ('data', 'fsdp')),
-    ('model.embed_dim', model.embed_dim, fsdp),
-    ('model.hidden_dim', model.hidden_dim, tensor),
-    ('model.num_heads', model.num_heads, tensor),
-    ('model.num_kv_heads', model.num_kv_heads, tensor),
-    ('model.vocab_size', model.vocab_size, tensor),
-  ):
-    shards = math.prod(mesh.shape[axis] for axis in axes)
-    if size % shards:
-      raise ConfigError(
-        f'{what}={size} does not divide over the {shards} shards of mesh axis'
-        f' {" x ".join(axes)}'
-      )
+  _check_shards(mesh, 'data.seq_len', data.seq_len, ('context',))
+  _check_shards(
+    mesh, 'data.batch_size / train.micro_batches', rows, ('data', 'fsdp')
+  )
+  check_model_divides(model, mesh)
   parallel = context_parallel(config.mesh, mesh)
   try:
     check_layout(parallel.layout, data.seq_len, parallel.num_shards)
@@ -86,6 +80,27 @@ def check_divisible(config: StageConfig, mesh: Mesh) -> None:
     attention_kernel(config.model, parallel, data.seq_len)
   except ValueError as error:
     raise ConfigError(f'mesh and model: {error}') from error
+
+
+def check_model_divides(model: ModelConfig, mesh: Mesh) -> None:
+  """Raises ConfigError where a parameter does not divide over the mesh."""
+  for field, axis in (
+    ('embed_dim', 'fsdp'),
+    ('hidden_dim', 'tensor'),
+    ('num_heads', 'tensor'),
+    ('num_kv_heads', 'tensor'),
+    ('vocab_size', 'tensor'),
+  ):
+    _check_shards(mesh, f'model.{field}', getattr(model, field), (axis,))
+
+
+def _check_shards(mesh, what, size, axes):
+  shards = math.prod(mesh.shape[axis] for axis in axes)
+  if size % shards:
+    raise ConfigError(
+      f'{what}={size} does not divide over the {shards} shards of mesh axis'
+      f' {" x ".join(axes)}'
+    )
 
 
 def context_parallel(config: MeshConfig, mesh: Mesh) -> ContextParallel:

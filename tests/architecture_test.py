@@ -30,6 +30,32 @@ ALLOWED = {
     'longctx_jax.config',
     'longctx_jax.array_types',
   ),
+  'longctx_jax.sampling': (
+    'longctx_jax.array_types',
+    'longctx_jax.config_from_dict',
+  ),
+  'longctx_jax.text_stream': ('longctx_jax.data.tokenizer',),
+  'longctx_jax.cached_model': (
+    'longctx_jax.model',
+    'longctx_jax.ops.',
+    'longctx_jax.sharding',
+    'longctx_jax.config',
+    'longctx_jax.array_types',
+  ),
+  'longctx_jax.decode_loop': (
+    'longctx_jax.cached_model',
+    'longctx_jax.sampling',
+    'longctx_jax.sharding',
+  ),
+  'longctx_jax.generate': (
+    'longctx_jax.cached_model',
+    'longctx_jax.config',
+    'longctx_jax.data.tokenizer',
+    'longctx_jax.decode_loop',
+    'longctx_jax.sampling',
+    'longctx_jax.sharding',
+    'longctx_jax.text_stream',
+  ),
   'longctx_jax.loss': (
     'longctx_jax.model',
     'longctx_jax.ops.',
