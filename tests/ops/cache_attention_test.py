@@ -139,6 +139,16 @@ def test_one_chunk_and_many_are_the_same(rng):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(('context', 'C'), [(1, 1), (1, 3), (8, 8), (8, 24)])
+def test_chunks_of_any_length_are_plain_attention(rng, context, C):
+  """Down to a token per shard, where halves are not equal."""
+  mesh = mesh_of(context=context)
+  qkv = random_rows(rng, 4, 2)
+  out, _ = read_chunks(qkv, mesh, dirty_cache(2, mesh), C=C)
+  expected = plain_attention(*qkv)[:, :FILLED]
+  np.testing.assert_allclose(out, expected, atol=2e-6)
+
+
 @pytest.mark.parametrize('context', [1, 4])
 def test_a_chunk_reads_nothing_of_the_cache_that_is_not_filled(rng, context):
   """NaN, times a weight of 0 even, would be NaN."""
