@@ -34,7 +34,7 @@ setup(
     'beartype>=0.19',
     'faker>=30',
     'flax>=0.12',
-    'gguf>=0.10',
+    'gguf>=0.17',
     'grain>=0.2.12',
     'jax>=0.10',
     'jaxtyping>=0.3',
@@ -54,7 +54,7 @@ setup(
     'beam': ['apache-beam>=2.70'],
     'formats': FORMATS,
     # What our models are compared with; torch's wheel may be gigabytes.
-    'parity': ['torch>=2.6', 'transformers>=4.57'],
+    'parity': ['torch==2.13.0', 'transformers>=5'],
     'dev': [
       *FORMATS,
       'hypothesis>=6.100',
