@@ -201,15 +201,14 @@ class Generator:
     x = self._on_rows(np.zeros((B, D), dtype))
     start = 0
     for C in chunks:
-      x, cache = self._programs.read_chunk(
-        self._params,
-        cache,
-        x,
-        self._on_rows(tokens[:, start : start + C]),
-        np.int32(start),
-        self._on_rows(last),
-      )
+      chunk = self._on_rows(tokens[:, start : start + C]), np.int32(start)
       start += C
+      if any(start - C < length <= start for length in lengths):
+        x, cache = self._programs.read_chunk(
+          self._params, cache, x, *chunk, self._on_rows(last)
+        )
+      else:
+        cache = self._programs.fill_chunk(self._params, cache, *chunk)
     return cache, np.asarray(self._programs.first_tokens(self._params, x, draw))
 
   def _draw(self, sampling, seed, stop_ids):

@@ -21,7 +21,7 @@ from tests import small
 from tests.data.small_tokenizers import byte_level_bpe
 from tests.random_params import graph_and_params
 
-V, LONGEST, NEW = 512, 130, 7
+V, LONGEST, NEW = 512, 190, 7
 CONFIG = dataclasses.replace(
   small.stage_config().model, vocab_size=V, num_layers=1, embed_dim=16
 )
@@ -68,7 +68,7 @@ def dense_logits(tokens):
 
 def assert_greedy(prompt, tokens, num_drawn):
   """Each token is the likeliest, given all before it."""
-  row = np.zeros(LONGEST + NEW, np.int32)
+  row = np.zeros(max(LONGEST, len(prompt)) + NEW, np.int32)
   row[: len(prompt)] = prompt
   row[len(prompt) : len(prompt) + len(tokens)] = tokens
   logits = np.asarray(dense_logits(row))[:, :num_drawn]
@@ -84,7 +84,10 @@ def tokens_of(generated):
 # One row always is of the same length, so that all share what is compiled.
 @given(
   st.lists(
-    st.integers(1, 3) | st.integers(62, 66) | st.integers(126, LONGEST),
+    st.integers(1, 3)
+    | st.integers(62, 66)
+    | st.integers(126, 130)
+    | st.integers(188, LONGEST),
     min_size=3,
     max_size=3,
   ),
@@ -101,6 +104,13 @@ def test_greedy_tokens_are_those_of_full_forward_passes(
     assert_greedy(prompt, tokens, tokenizer.vocab_size)
 
 
+def test_the_cache_has_room_for_what_a_chunk_is_longer_than_its_prompt():
+  (prompt,) = prompts_of(260)
+  generator = Generator(CONFIG, ROPE, PARAMS, chunk_len=512)
+  tokens, *_ = generator.generate([prompt], max_new_tokens=2)[0]
+  assert_greedy(prompt, tokens, V)
+
+
 @pytest.mark.parametrize('sampling', [Sampling(), DRAWN], ids=str)
 def test_a_row_does_not_depend_on_the_others(generator, sampling):
   a, b, c, d = prompts_of(90, 5, LONGEST, 64)
@@ -113,7 +123,9 @@ def test_a_row_does_not_depend_on_the_others(generator, sampling):
   assert together[2] != others[2]
 
 
-def test_draws_repeat_with_their_seed_and_differ_between_rows(generator):
+def test_draws_repeat_with_their_seed_and_differ_between_rows(
+  generator, tokenizer
+):
   (prompt,) = prompts_of(9)
   how = {'max_new_tokens': NEW, 'sampling': DRAWN}
   first, again, other = (
@@ -121,6 +133,10 @@ def test_draws_repeat_with_their_seed_and_differ_between_rows(generator):
     for seed in (0, 0, 1)
   )
   assert first == again
+  one_by_one = Generator(
+    CONFIG, ROPE, PARAMS, tokenizer=tokenizer, steps_per_call=1
+  )
+  assert tokens_of(one_by_one.generate([prompt] * 4, **how)) == first
   assert len({tuple(tokens) for tokens in first + other}) == 8
   greedy = tokens_of(generator.generate([prompt] * 4, max_new_tokens=NEW))
   assert len({tuple(tokens) for tokens in greedy}) == 1
@@ -178,6 +194,8 @@ def test_a_stop_string_ends_its_row_wherever_calls_end(tokenizer):
 
   tokens, text, _ = generate(1)[0]
   assert text.isalnum()
+  # What only began like a stop string is shown in the end.
+  assert generate(3, stop_strings=[text[-2:] + '!'])[0].text == text
   stop = text[2:4]
   for steps in (1, 3, 16):
     got = generate(steps, stop_strings=[stop])[0]
@@ -210,26 +228,22 @@ def test_a_call_ends_when_all_rows_are_done(generator):
   start = np.zeros(2, np.int32)
 
   def emitted(done, stop_step=99):
-    cache = model.make_cache(2, 64)
-    return np.asarray(
-      generator._programs.next_tokens(
-        params,
-        cache,
-        *(generator._on_rows(x) for x in (start, start, np.array(done))),
-        np.int32(1),
-        np.int32(stop_step),
-        draw,
-      )[0]
+    """Which tokens are none, and how many places of the cache are filled."""
+    tokens, cache = generator._programs.next_tokens(
+      params,
+      model.make_cache(2, 64),
+      *(generator._on_rows(x) for x in (start, start, np.array(done))),
+      np.int32(1),
+      np.int32(stop_step),
+      draw,
     )
+    filled = np.any(np.asarray(cache[0].values) != 0, axis=(0, 2)).sum()
+    return (np.asarray(tokens) == NO_TOKEN).tolist(), filled
 
-  assert (emitted([True, True]) == NO_TOKEN).all()
-  assert (emitted([True, False]) == NO_TOKEN).tolist() == [
-    [True] * 3,
-    [False] * 3,
-  ]
-  assert (emitted([False, False], 3) == NO_TOKEN).tolist() == [
-    [False, False, True]
-  ] * 2
+  no, yes = [True] * 3, [False] * 3
+  assert emitted([True, True]) == ([no, no], 0)
+  assert emitted([True, False]) == ([no, yes], 3)
+  assert emitted([False, False], 3) == ([[False, False, True]] * 2, 2)
 
 
 def test_one_compilation_for_each_bucket_of_sizes(tokenizer):
@@ -251,10 +265,29 @@ def test_one_compilation_for_each_bucket_of_sizes(tokenizer):
         stop_ids=range(lengths[1] % 4),
         stop_strings=['zzz'],
       )
-  # read_chunk is compiled for chunks of 128 and of 64.
-  assert compiled() == [2, 1, 1]
+  # A chunk of 128, in which a row may end or not, and one of 64.
+  assert compiled() == [1, 2, 1, 1]
   generator.generate(prompts_of(300, 1), max_new_tokens=2)
-  assert compiled() == [4, 1, 2]
+  assert compiled() == [2, 4, 1, 2]
+
+
+def test_chunks_in_which_no_row_ends_leave_out_the_last_layer(generator):
+  """All but its keys and values, as counted in what is compiled."""
+  cache = generator._model.make_cache(1, 64)
+  chunk = jnp.zeros((1, 64), jnp.int32)
+  x, row = jnp.zeros((1, CONFIG.embed_dim)), jnp.zeros(1, jnp.int32)
+  fill, read = (
+    program.lower(generator._params, cache, *args).compile().cost_analysis()
+    for program, args in (
+      (generator._programs.fill_chunk, (chunk, np.int32(0))),
+      (generator._programs.read_chunk, (x, chunk, np.int32(0), row)),
+    )
+  )
+  # The model's only layer is its last: two projections are left.
+  projections = 2 * 2 * 64 * CONFIG.embed_dim * CONFIG.num_kv_heads
+  projections *= CONFIG.head_dim
+  assert projections <= fill['flops'] < 2 * projections
+  assert read['flops'] > 5 * fill['flops']
 
 
 @pytest.mark.parametrize(
@@ -272,6 +305,7 @@ def test_no_call_copies_the_cache(context):
   start = np.int32(0)
   programs = generator._programs
   for program, args in (
+    (programs.fill_chunk, (cache, chunk, start)),
     (programs.read_chunk, (cache, x, chunk, start, row)),
     (programs.next_tokens, (cache, row, row, row > 0, start, start, draw)),
   ):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from longctx_jax.config_from_dict import ConfigError
@@ -72,6 +72,7 @@ def test_the_example_of_the_docstring():
     max_size=V,
   )
 )
+@example([0.0, -0.0] * 4)
 def test_top_k_orders_all_floats_as_numpy_does(values):
   values = np.array(values, np.float32)
   for k in range(1, V + 1):
