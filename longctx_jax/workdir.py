@@ -9,6 +9,7 @@ summary.json report.html  after every stage
 """
 
 import copy
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,8 +82,8 @@ def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
   path = workdir / 'config.json'
   config = json.loads(json.dumps(config))
   if path.exists():
-    there = json.loads(path.read_text())
-    there, config = _without_reading(there), _without_reading(config)
+    there = _without_reading(_config_there(workdir))
+    config = _without_reading(config)
     if there != config:
       raise ConfigError(
         f'{workdir} holds a run of another config'
@@ -90,6 +91,15 @@ def claim_workdir(workdir: Path, config: dict[str, Any]) -> None:
       )
     return
   write_atomically(path, json.dumps(config, indent=2))
+
+
+def _config_there(workdir):
+  """The config of a run, with the defaults of fields that are newer than it."""
+  try:
+    stages = [dataclasses.asdict(stage) for stage in read_stages(workdir)]
+  except ConfigError:
+    return json.loads((workdir / 'config.json').read_text())
+  return json.loads(json.dumps({'stages': stages}))
 
 
 def _without_reading(config):

@@ -98,3 +98,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     write_atomically(path, 'new text')
   assert path.read_text() == 'old'
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_that_is_older_than_a_field_goes_on_with_its_default(tmp_path):
+  config = {'stages': [dataclasses.asdict(small.stage_config())]}
+  claim_workdir(tmp_path, config)
+  path = tmp_path / 'config.json'
+  older = json.loads(path.read_text())
+  del older['stages'][0]['model']['qkv_bias']
+  path.write_text(json.dumps(older))
+  claim_workdir(tmp_path, config)
+  other = small.stage_config(model={'qkv_bias': True})
+  with pytest.raises(ConfigError, match=r'qkv_bias is false there, true here'):
+    claim_workdir(tmp_path, {'stages': [dataclasses.asdict(other)]})
