@@ -54,6 +54,7 @@ def text_source(kind: str, max_chars: int) -> ConfigDict:
       'name_field': '',
       'split': '',
       'errors': 'problem',
+      'line_ends': 'normalise',
       'on_problem': 'skip',
       'max_document_chars': 50_000_000,
     }

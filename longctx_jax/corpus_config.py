@@ -36,6 +36,8 @@ class TextSource:
   split: str = ''
   # What to do with bytes that are not UTF-8: a problem, or U+FFFD for each.
   errors: Literal['problem', 'replace'] = 'problem'
+  # Whether lines end in \n alone whatever they ended in, or as they did.
+  line_ends: Literal['normalise', 'keep'] = 'normalise'
   # What to do with documents that cannot be read: count them, or stop.
   on_problem: Literal['skip', 'stop'] = 'skip'
   # Longer documents are problems: it bounds the memory that one takes. ours:

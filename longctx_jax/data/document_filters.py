@@ -7,7 +7,12 @@ import hashlib
 
 import numpy as np
 
-from longctx_jax.corpus_config import DocumentFilters
+from longctx_jax.corpus_config import DocumentFilters, TextSource
+
+
+def stored_text(text: str, source: TextSource) -> str:
+  """A document's text with the line ends that its source is stored with."""
+  return normalise_line_ends(text) if source.line_ends == 'normalise' else text
 
 
 def normalise_line_ends(text: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.counts import Counts
-from longctx_jax.data.document_filters import normalise_line_ends
+from longctx_jax.data.document_filters import stored_text
 from longctx_jax.data.parts import Document, Problem
 from longctx_jax.data.readers import ONE_PER_PART, list_parts, read_part
 
@@ -51,7 +51,7 @@ def sample_documents(
   Where one part is one document, parts are read in order until `max_chars` is
   reached. Else all are read, and no more than `max_chars` are held at a time.
   """
-  sample = _Sample(source.max_chars)
+  sample = _Sample(source)
   problems = {}
   parts = list_parts(source, domain, cache_dir)
   in_order = source.kind in ONE_PER_PART
@@ -95,15 +95,15 @@ class _Sample:
   Holds no more than can be among them: `max_chars`, and one document.
   """
 
-  def __init__(self, max_chars):
+  def __init__(self, source):
     self.counts = Counts()
-    self._max_chars = max_chars
+    self._source, self._max_chars = source, source.max_chars
     self._held = []  # a heap, the last document in the order first
     self._num_chars = 0
 
   def add(self, document: Document):
     self.counts.see(len(document.text))
-    text = normalise_line_ends(document.text)
+    text = stored_text(document.text, self._source)
     self.counts.trim('line_ends', len(document.text) - len(text))
     shorter = cut_text(text, self._max_chars // 4)
     if len(shorter) < MIN_CHARS:

@@ -19,14 +19,14 @@ from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.counts import HELDOUT, Counts
-from longctx_jax.data.document_filters import normalise_line_ends, text_key
+from longctx_jax.data.document_filters import stored_text, text_key
 from longctx_jax.data.documents import (
   MIN_CHARS,
   cut_text,
   is_heldout,
   order_of,
 )
-from longctx_jax.data.parts import Document, Problem
+from longctx_jax.data.parts import Document, Part, Problem
 from longctx_jax.data.prepare import tokenise
 from longctx_jax.data.prepare_choice import Choice, Scan
 from longctx_jax.data.prepare_tasks import Task, Work
@@ -88,14 +88,14 @@ def _scan(job: Job, work: Work, number: int) -> Scanned:
   task = work.load('tasks', number)
   counts, problems = Counts(), {}
   keys, order, chars, heldout = [], [], [], []
-  for item, text in _read(task):
+  for part, item, text in _read(task):
     if isinstance(item, Problem):
       counts.see()
       counts.drop(item.kind)
       problems.setdefault(item.kind, item.message)
       continue
     counts.see(len(item.text))
-    whole = normalise_line_ends(item.text)
+    whole = stored_text(item.text, part.source)
     counts.trim('line_ends', len(item.text) - len(whole))
     fits = len(text) >= MIN_CHARS
     if fits:
@@ -168,7 +168,7 @@ def _write(job: Job, work: Work, number: int) -> Written:
 _STEPS = {'scan': _scan, 'sample': _sample, 'write': _write}
 
 
-def _read(task: Task) -> Iterator[tuple[Document | Problem, str]]:
+def _read(task: Task) -> Iterator[tuple[Part, Document | Problem, str]]:
   """Items of all parts in order, with the text that a document may keep."""
   for part in task.parts:
     for item in read_part(part):
@@ -176,9 +176,9 @@ def _read(task: Task) -> Iterator[tuple[Document | Problem, str]]:
       if isinstance(item, Document):
         # No document takes more than a quarter of its domain.
         text = cut_text(
-          normalise_line_ends(item.text), part.source.max_chars // 4
+          stored_text(item.text, part.source), part.source.max_chars // 4
         )
-      yield item, text
+      yield part, item, text
 
 
 def _kept(work, number, choice: Choice, counts: Counts | None = None):
@@ -190,7 +190,7 @@ def _kept(work, number, choice: Choice, counts: Counts | None = None):
   scan = work.load('scan', number).scan
   task = work.load('tasks', number)
   place = 0
-  for item, text in _read(task):
+  for _, item, text in _read(task):
     if isinstance(item, Problem):
       continue
     same = (

@@ -305,6 +305,16 @@ def test_every_file_is_accounted_for(tmp_path):
   }
 
 
+def test_line_ends_stay_where_the_source_says_so(tmp_path):
+  text = LINE[:-1] * 9 + '\r\n'
+  (tmp_path / 'windows.txt').write_bytes(text.encode())
+  for line_ends, expected in (('keep', text), ('normalise', text[:-2] + '\n')):
+    source = TextSource('text_files', 10**6, str(tmp_path), line_ends=line_ends)
+    (document,), counts = sample_documents(source, 'web', Path())
+    assert document.text == expected
+    assert counts.chars['line_ends'] == len(text) - len(expected)
+
+
 def test_problems_are_logged_in_one_line_for_each_kind(tmp_path, caplog):
   path = tmp_path / 'a.jsonl'
   good = json.dumps({'text': 'x' * MIN_CHARS})

@@ -37,14 +37,20 @@ def write_texts(directory):
   return directory
 
 
-def config_of(directory, max_chars=30_000, max_files=20_000, **changes):
+def config_of(
+  directory,
+  max_chars=30_000,
+  max_files=20_000,
+  line_ends='normalise',
+  **changes,
+):
   """All of it: more than one source, none of which fits its budget."""
   files = {'kind': 'text_files', 'path': str(directory / 'files')}
   records = {'kind': 'jsonl', 'path': str(directory / 'records.jsonl')}
   fields = {
     'sources': {
-      'files': {**files, 'max_chars': max_files},
-      'records': {**records, 'max_chars': max_chars},
+      'files': {**files, 'max_chars': max_files, 'line_ends': line_ends},
+      'records': {**records, 'max_chars': max_chars, 'line_ends': line_ends},
     },
     'filters': {'deduplicate': True, 'max_tokens': 700},
     'vocab_size': 320,

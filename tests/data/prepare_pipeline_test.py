@@ -76,7 +76,7 @@ def files_of(directory):
   'changes',
   [
     {},
-    {'filters': {}},
+    {'filters': {}, 'line_ends': 'keep'},
     {'filters': {'max_tokens': 300, 'too_long': 'drop', 'min_tokens': 90}},
     {'max_chars': 10**9, 'max_files': 10**9},
     {'max_chars': 7_000, 'heldout_frac': 0.5},
