@@ -83,6 +83,17 @@ def test_text_comes_as_soon_as_it_is_certain(tokenizer):
   assert text.add(tokenizer.encode('more')) == ''
 
 
+def test_of_stop_strings_in_one_token_the_first_to_end_counts(tokenizer):
+  """As if characters came one by one."""
+  texts = (tokenizer.decode([i]) for i in range(tokenizer.vocab_size))
+  said = next(text for text in texts if len(set(text)) > 2)
+  ids = tokenizer.encode(said)
+  assert len(ids) == 1
+  for stops in ((said[1], said), (said, said[1])):
+    pieces, _ = stream(tokenizer, (), ids, (), stops)
+    assert ''.join(pieces) == said[0]
+
+
 def test_bytes_that_become_no_character_are_shown_at_the_end(tokenizer):
   euro = tokenizer.encode('\u20ac')
   text = TextStream(tokenizer, ())
