@@ -6,16 +6,13 @@ about a run.
 
 import itertools
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from longctx_jax import figures
 from longctx_jax.data.prepare_pipeline import STATISTICS
-from longctx_jax.report import Cell, commas, short_length
-from longctx_jax.workdir import write_atomically
+from longctx_jax.html_page import write_page
+from longctx_jax.report import Cell, short_length
 
 PAGE = 'statistics.html'
 # Name of a store -> what its tables are headed.
@@ -33,22 +30,9 @@ def write_corpus_page(corpus: Path) -> Path:
     FileNotFoundError: it has no statistics.json, as `longctx prepare` writes.
   """
   statistics = json.loads((corpus / STATISTICS).read_text())
-  page = _template().render(**_page(str(corpus), statistics))
   path = corpus / PAGE
-  write_atomically(path, page.encode('ascii', 'xmlcharrefreplace').decode())
+  write_page(path, _page(str(corpus), statistics), {'short_len': short_length})
   return path
-
-
-def _template():
-  environment = jinja2.Environment(
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters |= {'commas': commas, 'short_len': short_length}
-  source = resources.files('longctx_jax') / 'templates' / 'statistics.html'
-  return environment.from_string(source.read_text('utf-8'))
 
 
 def _page(path, statistics):

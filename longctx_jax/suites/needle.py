@@ -32,8 +32,8 @@ class NeedleText(NamedTuple):
 
 
 NEEDLES = {
-  # RULER's (arXiv:2404.06654, niah_single and niah_multikey; NVIDIA/RULER,
-  # scripts/data/synthetic/constants.py), numbers of seven digits.
+  # After RULER's niah_single and niah_multikey (arXiv:2404.06654; NVIDIA/RULER,
+  # scripts/data/synthetic/constants.py), numbers of seven digits as there.
   'number': NeedleText(
     ' One of the special magic numbers for {key} is: {value}.',
     'What is the special magic number for {key} mentioned in the provided'
@@ -52,7 +52,7 @@ NEEDLES = {
     'overlap',
   ),
 }
-# Words before the haystack and between it and the question, as RULER has them.
+# Words before the haystack, after RULER's; its own differ for a single needle.
 INTRODUCTION = (
   'Some special magic numbers are hidden within the following text. Make sure'
   ' to memorize it. I will quiz you about the numbers afterwards.\n'
@@ -146,8 +146,7 @@ class NeedleSuite:
 def sentence_ends(haystack: np.ndarray, prompter: Prompter) -> np.ndarray:
   """[len(haystack)] bool: the token ends a sentence, by its text's full stop.
 
-  Looking for the id of '.' misses tokens such as 'word.' (EVALS of gkamradt's
-  code and its forks).
+  gkamradt's code looks for the id of '.', and misses tokens such as 'word.'.
   """
   ids = np.unique(haystack)
   ends = [
