@@ -129,7 +129,11 @@ def begin_store(directory: Path) -> Path:
       f'{directory} is not a store; move it away, or choose another directory'
     )
   partial = _neighbour(directory, 'partial')
-  for left_over in (partial, _neighbour(directory, 'replaced')):
+  replaced = _neighbour(directory, 'replaced')
+  if replaced.exists() and not directory.exists():
+    # A run was killed between its two renames: this is all there is.
+    os.replace(replaced, directory)
+  for left_over in (partial, replaced):
     if left_over.exists():
       shutil.rmtree(left_over)
   partial.mkdir(parents=True)
