@@ -71,19 +71,21 @@ def programs(model: CachedModel, num_steps: int) -> Programs:
   rows = NamedSharding(model.mesh, P(BATCH_SPEC[0]))
   everywhere = NamedSharding(model.mesh, P())
   cache = model.cache_shardings()
+  platform = model.mesh.devices.flat[0].platform
+  jit = functools.partial(jax.jit, compiler_options=_OPTIONS.get(platform))
   return Programs(
-    jax.jit(
+    jit(
       functools.partial(_fill_chunk, model),
       donate_argnums=1,
       out_shardings=cache,
     ),
-    jax.jit(
+    jit(
       functools.partial(_read_chunk, model),
       donate_argnums=(1, 2),
       out_shardings=(rows, cache),
     ),
-    jax.jit(functools.partial(_first_tokens, model), out_shardings=everywhere),
-    jax.jit(
+    jit(functools.partial(_first_tokens, model), out_shardings=everywhere),
+    jit(
       functools.partial(_next_tokens, model, num_steps),
       donate_argnums=1,
       out_shardings=(everywhere, cache),

@@ -111,7 +111,10 @@ class Attention(nnx.Module):
     )
     q, k, v = self._project(x)
     out = attend(rotate(q), rotate(k), v)
-    return jnp.einsum('BTNH,NHD->BTD', out, self.out[...].astype(x.dtype))
+    B, T, D = x.shape
+    # Heads flat: on CPUs XLA transposes the kernel each time it sums over two.
+    kernel = self.out[...].astype(x.dtype).reshape(-1, D)
+    return out.reshape(B, T, -1) @ kernel
 
   def _project(self, x):
     """Queries [B, T, N, H], keys and values [B, T, K, H]."""
