@@ -31,7 +31,8 @@ from longctx_jax.evals.predict import Predictor
 from longctx_jax.evals.runner import evaluate, needle_grids
 from longctx_jax.optimizer import reset_schedule
 from longctx_jax.report import write_report
-from longctx_jax.train import TrainState, init_state, train
+from longctx_jax.train import train
+from longctx_jax.train_step import TrainState, init_state
 from longctx_jax.weights.start import is_model_folder, open_for, start_params
 from longctx_jax.workdir import (
   claim_workdir,

@@ -97,6 +97,7 @@ FORBIDDEN = {
   'longctx_jax.data.': ('jax', 'flax', 'optax', 'orbax'),
   'longctx_jax.evals.': ('longctx_jax.recipe', 'longctx_jax.train'),
   'longctx_jax.train': ('longctx_jax.recipe', 'longctx_jax.report'),
+  'longctx_jax.train_step': ('longctx_jax.data.', 'longctx_jax.train'),
   'longctx_jax.command_line': ('longctx_jax.recipe', 'longctx_jax.train'),
   'longctx_jax.checkpoint': ('longctx_jax.train', 'longctx_jax.recipe'),
   'longctx_jax.figures': ('longctx_jax.recipe', 'longctx_jax.train'),

@@ -18,7 +18,8 @@ from longctx_jax.config import ConfigError, StageConfig
 from longctx_jax.config_from_dict import from_config_dict
 from longctx_jax.directory_lock import directory_lock
 from longctx_jax.recipe import Predecessor, run_recipe, start_state
-from longctx_jax.train import init_state, train
+from longctx_jax.train import train
+from longctx_jax.train_step import init_state
 from tests import small
 from tests.train_test import assert_equal_bits, one_device
 

@@ -18,12 +18,11 @@ from longctx_jax.data.prepare import prepare_corpus
 from longctx_jax.metrics import read_metrics
 from longctx_jax.model import model_graph
 from longctx_jax.ops.sequence_layout import to_layout
-from longctx_jax.train import (
+from longctx_jax.train import put_batch, train
+from longctx_jax.train_step import (
   attention_metrics,
   init_state,
   mean_loss_and_grads,
-  put_batch,
-  train,
 )
 from tests import small
 from tests.ops.attention_inputs import row

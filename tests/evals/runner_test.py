@@ -9,7 +9,7 @@ import pytest
 from longctx_jax import sharding
 from longctx_jax.config import MeshConfig
 from longctx_jax.evals.runner import evaluate
-from longctx_jax.train import init_state
+from longctx_jax.train_step import init_state
 from tests import small
 
 

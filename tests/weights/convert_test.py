@@ -20,7 +20,7 @@ from longctx_jax.data.jinja_chat import read_jinja_chat
 from longctx_jax.data.pipeline import DataState
 from longctx_jax.data.tokenizer_files import load_tokenizer
 from longctx_jax.sharding import make_mesh
-from longctx_jax.train import init_state
+from longctx_jax.train_step import init_state
 from longctx_jax.weights import convert as convert_module
 from longctx_jax.weights.convert import convert
 from longctx_jax.weights.model_folder import load_params, open_model_folder

@@ -12,7 +12,7 @@ import pytest
 from longctx_jax.config import ConfigError, MeshConfig
 from longctx_jax.recipe import rope_before, run_recipe, start_state
 from longctx_jax.sharding import make_mesh
-from longctx_jax.train import init_state
+from longctx_jax.train_step import init_state
 from longctx_jax.weights.hf_config import hf_config
 from longctx_jax.weights.safetensors_files import (
   TensorSpec,
