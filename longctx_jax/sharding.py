@@ -1,7 +1,8 @@
 """The device mesh, and where parameters and batches lie on it.
 
-Axes: `data` replicates parameters, `fsdp` splits them (and the batch), `tensor`
-splits heads and feed-forward columns, `context` splits the sequence.
+Axes: `data` replicates parameters, `fsdp` splits them (and the batch) and so
+does `context` (and the sequence), `tensor` splits heads and feed-forward
+columns.
 """
 
 import math
@@ -18,26 +19,32 @@ from longctx_jax.config import (
   StageConfig,
 )
 from longctx_jax.model import attention_kernel
-from longctx_jax.ops.context_parallel import ContextParallel, check_split
+from longctx_jax.ops.context_parallel import (
+  PARAM_AXES,
+  ContextParallel,
+  check_split,
+)
 from longctx_jax.ops.sequence_layout import check_layout
 
 AXES = ('data', 'fsdp', 'context', 'tensor')
 BATCH_SPEC = P(('data', 'fsdp'), 'context')
 
 # Parameter name -> axes of its dimensions. Layer kernels lead with L, unsplit.
+# A long row's chips hold parts of one row, so `context` has to split parameters
+# as `fsdp` does: Llama-3-8B and its Adam take 96 GB.
 PARAM_SPECS = {
-  'embedding': P('tensor', 'fsdp'),  # [V, D]
-  'unembedding': P('fsdp', 'tensor'),  # [D, V]
-  'query': P(None, 'fsdp', 'tensor', None),  # [L, D, N, H]
-  'key': P(None, 'fsdp', 'tensor', None),  # [L, D, K, H]
-  'value': P(None, 'fsdp', 'tensor', None),
+  'embedding': P('tensor', PARAM_AXES),  # [V, D]
+  'unembedding': P(PARAM_AXES, 'tensor'),  # [D, V]
+  'query': P(None, PARAM_AXES, 'tensor', None),  # [L, D, N, H]
+  'key': P(None, PARAM_AXES, 'tensor', None),  # [L, D, K, H]
+  'value': P(None, PARAM_AXES, 'tensor', None),
   'query_bias': P(None, 'tensor', None),  # [L, N, H]
   'key_bias': P(None, 'tensor', None),
   'value_bias': P(None, 'tensor', None),
-  'out': P(None, 'tensor', None, 'fsdp'),  # [L, N, H, D]
-  'gate': P(None, 'fsdp', 'tensor'),  # [L, D, F]
-  'up': P(None, 'fsdp', 'tensor'),
-  'down': P(None, 'tensor', 'fsdp'),  # [L, F, D]
+  'out': P(None, 'tensor', None, PARAM_AXES),  # [L, N, H, D]
+  'gate': P(None, PARAM_AXES, 'tensor'),  # [L, D, F]
+  'up': P(None, PARAM_AXES, 'tensor'),
+  'down': P(None, 'tensor', PARAM_AXES),  # [L, F, D]
 }
 
 
@@ -84,14 +91,15 @@ def check_divisible(config: StageConfig, mesh: Mesh) -> None:
 
 def check_model_divides(model: ModelConfig, mesh: Mesh) -> None:
   """Raises ConfigError where a parameter does not divide over the mesh."""
-  for field, axis in (
-    ('embed_dim', 'fsdp'),
-    ('hidden_dim', 'tensor'),
-    ('num_heads', 'tensor'),
-    ('num_kv_heads', 'tensor'),
-    ('vocab_size', 'tensor'),
+  tensor = ('tensor',)
+  for field, axes in (
+    ('embed_dim', PARAM_AXES),
+    ('hidden_dim', tensor),
+    ('num_heads', tensor),
+    ('num_kv_heads', tensor),
+    ('vocab_size', tensor),
   ):
-    _check_shards(mesh, f'model.{field}', getattr(model, field), (axis,))
+    _check_shards(mesh, f'model.{field}', getattr(model, field), axes)
 
 
 def _check_shards(mesh, what, size, axes):

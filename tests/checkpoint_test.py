@@ -3,9 +3,12 @@
 import logging
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from longctx_jax.checkpoint import CheckpointError, Checkpoints, restore_state
 from longctx_jax.data.pipeline import DataState
@@ -24,19 +27,24 @@ def state_at(step):
   )
 
 
-@pytest.fixture
-def saved(tmp_path):
-  """A directory with the states of steps 1 and 2."""
-  checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=2)
-  for step in (1, 2):
+def save_all(directory, *states):
+  checkpoints = Checkpoints(directory, keep=2)
+  for state in states:
+    step = int(state.step)
     checkpoints.save(
-      state_at(step),
+      state,
       DataState(step, seed=0, fingerprint='abc'),
       config_json='{}',
       tokenizer_fingerprint='tok',
       elapsed_s=1.5 * step,
     )
   checkpoints.close()
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """A directory with the states of steps 1 and 2."""
+  save_all(tmp_path / 'checkpoints', state_at(1), state_at(2))
   return tmp_path / 'checkpoints'
 
 
@@ -66,6 +74,29 @@ def test_a_restored_state_has_the_saved_bits(saved):
   assert state.opt_state['mu'].dtype == jnp.bfloat16
   assert data == DataState(2, 0, 'abc')
   assert elapsed_s == 3.0
+
+
+@pytest.mark.parametrize(
+  ('before', 'now'),
+  [
+    (P('fsdp'), P(('fsdp', 'context'))),
+    (P(('fsdp', 'context')), P('fsdp')),
+  ],
+)
+def test_a_checkpoint_restores_where_its_arrays_are_split_otherwise(
+  tmp_path, before, now
+):
+  mesh = jax.make_mesh((2, 4), ('fsdp', 'context'), (AxisType.Auto,) * 2)
+
+  def place(spec, step):
+    specs = State(P(), spec, spec)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    return jax.device_put(state_at(step), shardings)
+
+  save_all(tmp_path, place(before, 1))
+  state, *_ = Checkpoints(tmp_path, keep=2).restore_latest(place(now, 0))
+  assert state.params['w'].sharding.spec == now
+  np.testing.assert_array_equal(state.params['w'], state_at(1).params['w'])
 
 
 def test_no_checkpoint_restores_nothing(tmp_path):

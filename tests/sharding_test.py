@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import types
 
@@ -117,9 +118,9 @@ def test_the_loss_is_shared_out_over_rows_and_over_positions(axis):
   assert eight < one / 6
 
 
-def test_every_matrix_has_a_rule_that_splits_it_over_fsdp_and_tensor():
+def test_every_matrix_has_a_rule_that_splits_it_over_all_axes_but_data():
   _, params = small_model()
-  mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+  mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))
   shardings = param_shardings(params, mesh)
   names = set()
   for (path, leaf), sharding in zip(
@@ -134,8 +135,10 @@ def test_every_matrix_has_a_rule_that_splits_it_over_fsdp_and_tensor():
       continue
     assert len(sharding.spec) == leaf.ndim, name
     # A bias [N, H] is split as its outputs are, and has no D to split.
-    axes = {'tensor'} if name.endswith('_bias') else {'fsdp', 'tensor'}
-    assert axes <= set(sharding.spec), name
+    wide = not name.endswith('_bias')
+    axes = {'tensor', *(('fsdp', 'context') if wide else ())}
+    split_by = [a if isinstance(a, tuple) else (a,) for a in sharding.spec]
+    assert axes <= set(itertools.chain(*split_by)), name
     split = sharding.shard_shape(leaf.shape)
     shards = math.prod(mesh.shape[axis] for axis in axes)
     assert math.prod(split) * shards == leaf.size, name
@@ -146,7 +149,7 @@ def test_every_matrix_has_a_rule_that_splits_it_over_fsdp_and_tensor():
 @pytest.mark.parametrize('name', ['adamw', 'muon'])
 def test_optimizer_moments_lie_where_their_parameters_lie(name):
   _, params = small_model()
-  mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+  mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))
   config = dataclasses.replace(small.stage_config().optimizer, name=name)
   state = jax.eval_shape(make_optimizer(config, 4).init, params)
   specs = {
@@ -237,7 +240,12 @@ def test_a_mesh_that_does_not_fit_is_refused_with_its_numbers(config, says):
     (
       MeshConfig(fsdp=8),
       {'model': {'embed_dim': 36}},
-      r'model.embed_dim=36 .* 8 shards of mesh axis fsdp',
+      r'model.embed_dim=36 .* 8 shards of mesh axis fsdp x context',
+    ),
+    (
+      MeshConfig(fsdp=2, context=4),
+      {'model': {'embed_dim': 36}},
+      r'model.embed_dim=36 .* 8 shards of mesh axis fsdp x context',
     ),
     (
       MeshConfig(fsdp=2, tensor=4),

@@ -37,6 +37,8 @@ from longctx_jax.ops.sequence_layout import (
 Kind = Literal['ring', 'allgather', 'ulysses']
 KINDS = ('ring', 'allgather', 'ulysses')
 AXIS = 'context'
+# What splits the width D of every kernel, for memory's sake.
+PARAM_AXES = ('fsdp', 'context')
 
 
 class WholeRowKernel(NamedTuple):
