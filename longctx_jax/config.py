@@ -107,6 +107,10 @@ class MeshConfig:
   # lie where: see ops.context_parallel and ops.sequence_layout.
   context_kind: Literal['ring', 'allgather', 'ulysses'] = 'ring'
   context_layout: Literal['contiguous', 'zigzag'] = 'zigzag'
+  # Over which axes, beside tensor, the loss splits the vocabulary: logits, the
+  # unembedding and its gradient. Along them it sends tokens around instead of
+  # the unembedding: less to hold, and less to send if there are fewer tokens.
+  vocab_axes: tuple[Literal['fsdp', 'context'], ...] = ('context',)
 
 
 @dataclasses.dataclass(frozen=True)

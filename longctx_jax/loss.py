@@ -24,5 +24,6 @@ def loss_sum_and_weight(
     batch.targets,
     batch.loss_weights,
     chunk_len=model.config.loss_chunk_len,
+    parallel=model.parallel,
   )
   return loss_sum, jnp.sum(batch.loss_weights)

@@ -113,7 +113,9 @@ def _check_shards(mesh, what, size, axes):
 
 def context_parallel(config: MeshConfig, mesh: Mesh) -> ContextParallel:
   """How the stage's rows are split over `mesh`."""
-  return ContextParallel(mesh, config.context_kind, config.context_layout)
+  return ContextParallel(
+    mesh, config.context_kind, config.context_layout, config.vocab_axes
+  )
 
 
 def describe_attention(config: StageConfig, mesh: Mesh) -> str:

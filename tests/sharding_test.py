@@ -16,13 +16,14 @@ from jax.sharding import PartitionSpec as P
 from longctx_jax.batch import Batch
 from longctx_jax.config import ConfigError, MeshConfig, RopeConfig
 from longctx_jax.loss import loss_sum_and_weight
+from longctx_jax.model import model_graph
 from longctx_jax.ops.context_parallel import ContextParallel
-from longctx_jax.ops.cross_entropy import cross_entropy_sum
 from longctx_jax.optimizer import make_optimizer
 from longctx_jax.sharding import (
   PARAM_SPECS,
   batch_sharding,
   check_divisible,
+  context_parallel,
   describe_attention,
   host_block,
   leaf_name,
@@ -30,6 +31,7 @@ from longctx_jax.sharding import (
   param_shardings,
 )
 from tests import small
+from tests.jaxprs import primitives
 from tests.ops.cuda_lowering import pretend_cudnn
 from tests.random_params import graph_and_params
 
@@ -41,19 +43,23 @@ CONFIG = dataclasses.replace(
   loss_chunk_len=20,
   qkv_bias=True,
 )
+ROPE = RopeConfig(10_000.0)
 MESHES = {
   'fsdp=8': MeshConfig(fsdp=8),
   'tensor=2 x fsdp=4': MeshConfig(fsdp=4, tensor=2),
-  'data=2 x context=4': MeshConfig(data=2, fsdp=1, context=4),
+  'data=2 x context=4': MeshConfig(
+    data=2, fsdp=1, context=4, context_layout='contiguous'
+  ),
 }
 
 
 @functools.cache
 def small_model():
-  return graph_and_params(CONFIG, RopeConfig(10_000.0))
+  return graph_and_params(CONFIG, ROPE)
 
 
 def batch():
+  """Rows of several documents and of padding."""
   rng = np.random.default_rng(0)
   lengths = rng.integers(1, T + 1, size=B)
   used = np.arange(T)[None] < lengths[:, None]
@@ -66,8 +72,10 @@ def batch():
   )
 
 
-def loss_and_grads(mesh):
-  graph, params = small_model()
+def loss_and_grads(config, devices=None):
+  mesh = make_mesh(config, devices)
+  params = small_model()[1]
+  graph = model_graph(CONFIG, ROPE, context_parallel(config, mesh))
   params = jax.device_put(params, param_shardings(params, mesh))
 
   @jax.jit
@@ -82,40 +90,32 @@ def loss_and_grads(mesh):
 
 @functools.cache
 def on_one_device():
-  return loss_and_grads(make_mesh(MeshConfig(), jax.devices()[:1]))
+  return loss_and_grads(MeshConfig(), jax.devices()[:1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', MESHES)
 def test_sharded_loss_and_gradients_equal_one_device(mesh):
-  got = loss_and_grads(make_mesh(MESHES[mesh]))
+  got = loss_and_grads(MESHES[mesh])
   for a, b in zip(
     jax.tree.leaves(got), jax.tree.leaves(on_one_device()), strict=True
   ):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize('axis', ['fsdp', 'context'])
-def test_the_loss_is_shared_out_over_rows_and_over_positions(axis):
-  width, vocab, chunk_len = 16, 64, 64
-  x = jax.ShapeDtypeStruct((8, 64, width), jnp.float32)
-  unembedding = jax.ShapeDtypeStruct((width, vocab), jnp.float32)
-  ints = jax.ShapeDtypeStruct((8, 64), jnp.int32)
-  weights = jax.ShapeDtypeStruct((8, 64), jnp.float32)
-
-  def flops(mesh):
-    spec = batch_sharding(mesh)
-    whole = jax.NamedSharding(mesh, P())
-    run = jax.jit(
-      functools.partial(cross_entropy_sum, chunk_len=chunk_len),
-      in_shardings=(spec, whole, spec, spec),
-    )
-    compiled = run.lower(x, unembedding, ints, weights).compile()
-    return compiled.cost_analysis()['flops']  # of one device
-
-  one = flops(make_mesh(MeshConfig(), jax.devices()[:1]))
-  eight = flops(make_mesh(MeshConfig(**{'fsdp': 1, axis: 8})))
-  assert eight < one / 6
+@pytest.mark.parametrize(
+  ('axes', 'trades'), [(('context',), True), (('fsdp',), False), ((), False)]
+)
+def test_the_loss_splits_the_vocabulary_as_the_config_says(axes, trades):
+  """Only the loss turns rows of a kernel into columns, by all-to-all."""
+  config = MESHES['data=2 x context=4']
+  config = dataclasses.replace(config, vocab_axes=axes)
+  parallel = context_parallel(config, make_mesh(config))
+  graph, (_, params) = model_graph(CONFIG, ROPE, parallel), small_model()
+  jaxpr = jax.make_jaxpr(
+    lambda p, batch: loss_sum_and_weight(nnx.merge(graph, p), batch)[0]
+  )(params, jax.tree.map(jnp.asarray, batch()))
+  assert bool(primitives(jaxpr)['all_to_all']) == trades
 
 
 def test_every_matrix_has_a_rule_that_splits_it_over_all_axes_but_data():

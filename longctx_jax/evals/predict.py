@@ -39,6 +39,7 @@ def _predict(graph: nnx.GraphDef, params: Any, batch: Batch):
     model.unembedding_matrix(),
     batch.targets,
     chunk_len=model.config.loss_chunk_len,
+    parallel=model.parallel,
   )
 
 

@@ -56,6 +56,8 @@ class ContextParallel(NamedTuple):
   mesh: Mesh
   kind: Kind = 'ring'
   layout: Layout = 'contiguous'
+  # Over which of `PARAM_AXES`, beside tensor, the loss splits the vocabulary.
+  vocab_axes: tuple[str, ...] = ('context',)
 
   @property
   def num_shards(self) -> int:
@@ -120,7 +122,7 @@ def context_parallel_attention(
       has them.
   """
   B, T, N, _ = q.shape
-  mesh, kind, layout = parallel
+  mesh, kind, layout = parallel.mesh, parallel.kind, parallel.layout
   R = parallel.num_shards
   check_mesh(mesh)
   check_heads(N, k.shape[2])

@@ -5,15 +5,24 @@ float32. Here one chunk's logits live at a time. When a gradient is wanted, the
 forward pass makes it on the spot, while the chunk's softmax is at hand, so the
 unembedding product is not done a second time. ProLong's trainer blocks its
 loss the same way (arXiv:2410.02660; LOGIT_BLOCK_SIZE=2048 in train_64K.sh).
+
+Over a mesh, devices that split the vocabulary trade tokens instead of weights:
+each multiplies a chunk of all their tokens by its own columns, and they merge
+maxima, sums and gradients of [C] and [C, D]. What no device then holds is the
+whole unembedding, or the whole float32 gradient of it: 3 GB for Llama-3-8B.
 """
 
 import functools
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from longctx_jax.array_types import typed
+from longctx_jax.ops.context_parallel import PARAM_AXES, ContextParallel
 
 
 @typed
@@ -24,15 +33,16 @@ def cross_entropy_sum(
   weights: Float[Array, 'B T'],
   *,
   chunk_len: int = 2048,
+  parallel: ContextParallel | None = None,
 ) -> Float[Array, '']:
   """Sum over tokens of weight * -log softmax(x @ unembedding)[target], float32.
 
   `chunk_len` counts the tokens, of all rows together, whose logits live at
-  once. No gradient flows to `weights`.
+  once: on one device, or on those that split the vocabulary. With `parallel`,
+  `parallel.vocab_axes` do, and rows lie as in attention. No gradient flows to
+  `weights`.
   """
-  return _loss_sum(
-    *_chunked(x, targets, weights, chunk_len=chunk_len), unembedding
-  )
+  return _loss_sum(x, targets, weights, unembedding, chunk_len, parallel)
 
 
 @typed
@@ -42,89 +52,296 @@ def token_losses_and_predictions(
   targets: Int[Array, 'B T'],
   *,
   chunk_len: int = 2048,
+  parallel: ContextParallel | None = None,
 ) -> tuple[Float[Array, 'B T'], Int[Array, 'B T']]:
   """Each token's loss, and the most likely token there; for evaluation."""
-  B, T = targets.shape
-  weights = jnp.ones(targets.shape, jnp.float32)
-  x, targets, _ = _chunked(x, targets, weights, chunk_len=chunk_len)
+  axes = _axes(parallel, x.shape[2])
 
-  def one_chunk(chunk):
-    logits = _logits(chunk[0], unembedding)
-    losses = _losses(logits, chunk[1])
-    return losses, jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  def on_a_shard(x, targets, unembedding):
+    columns = _take_columns(unembedding, axes)
 
-  losses, predictions = jax.lax.map(one_chunk, (x, targets))
+    def one_chunk(chunk):
+      x, theirs = (_gather(array, axes.traded) for array in chunk)
+      logits = _logits(x, columns)
+      losses, _ = _losses(logits, _own_targets(theirs, columns), axes)
+      best = _most_likely(logits, columns, axes)
+      return _own(losses, axes), _own(best, axes)
 
-  def whole(chunks):
-    return jnp.moveaxis(chunks, 0, 2).reshape(B, -1)[:, :T]
-
-  return whole(losses), whole(predictions)
-
-
-def _chunked(x, targets, weights, *, chunk_len):
-  """[B, T, ...] arrays as [num_chunks, B, C, ...]; padding has weight 0.
-
-  Chunk i of T = 6, three chunks: positions i and i + 3 of every row. So each
-  chunk is spread over the mesh as the whole is, rows and positions alike.
-  """
-  B, T = targets.shape
-  num_chunks = -(-T // max(min(chunk_len // B, T), 1))
-  padding = -T % num_chunks
-
-  def split(array):
-    array = jnp.pad(
-      array, ((0, 0), (0, padding)) + ((0, 0),) * (array.ndim - 2)
+    split = functools.partial(_chunked, chunk_len=chunk_len, axes=axes)
+    losses, predictions = jax.lax.map(one_chunk, (split(x), split(targets)))
+    return tuple(
+      _unchunked(array, targets.shape) for array in (losses, predictions)
     )
-    array = array.reshape(B, -1, num_chunks, *array.shape[2:])
-    return jnp.moveaxis(array, 2, 0)
 
-  return split(x), split(targets), split(weights)
+  run = _over_shards(
+    on_a_shard, parallel, axes, ('x', 'tokens', 'kernel'), ('tokens', 'tokens')
+  )
+  return run(x, targets, unembedding)
 
 
-def _logits(x, unembedding):
-  return jnp.einsum(
-    'BCD,DV->BCV', x, unembedding, preferred_element_type=jnp.float32
+# Where things lie --------------------------------------------------------
+
+
+class _Axes(NamedTuple):
+  """Mesh axes by what they split inside of a shard; all empty on one device."""
+
+  vocab: tuple[str, ...] = ()  # the vocabulary
+  traded: tuple[str, ...] = ()  # of those: tokens too, which are traded
+  tokens: tuple[str, ...] = ()  # tokens, which stay where they are
+  kernel: tuple[str, ...] = ()  # the stored unembedding's rows, D
+
+
+def _axes(parallel, D):
+  if parallel is None:
+    return _Axes()
+
+  def there(*names):
+    shape = parallel.mesh.shape
+    return tuple(name for name in names if shape.get(name, 1) > 1)
+
+  rows = there('data', 'fsdp', 'context')
+  kernel = there(*PARAM_AXES)
+  if D % math.prod(parallel.mesh.shape[name] for name in kernel):
+    kernel = ()  # nor can it be stored so
+  # In the order in which `_take_columns` splits the vocabulary.
+  split = tuple(n for n in reversed(kernel) if n in parallel.vocab_axes)
+  vocab = there('tensor') + split
+  return _Axes(
+    vocab=vocab,
+    traded=tuple(name for name in rows if name in vocab),
+    tokens=tuple(name for name in rows if name not in vocab),
+    kernel=kernel,
   )
 
 
-def _losses(logits, targets):
-  target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-  return jax.nn.logsumexp(logits, axis=-1) - target_logits[..., 0]
-
-
-@functools.partial(jax.custom_vjp)
-def _loss_sum(x, targets, weights, unembedding):
-  def one_chunk(total, chunk):
-    x, targets, weights = chunk
-    losses = _losses(_logits(x, unembedding), targets)
-    return total + jnp.sum(losses * weights), None
-
-  total, _ = jax.lax.scan(one_chunk, jnp.float32(0), (x, targets, weights))
-  return total
-
-
-def _forward(x, targets, weights, unembedding):
-  def one_chunk(carry, chunk):
-    total, d_unembedding = carry
-    x, targets, weights = chunk
-    logits = _logits(x, unembedding)
-    losses = _losses(logits, targets)
-    d_logits = jax.nn.softmax(logits, axis=-1)
-    d_logits -= jax.nn.one_hot(targets, logits.shape[-1], dtype=jnp.float32)
-    d_logits *= weights[..., None]
-    dx = jnp.einsum('BCV,DV->BCD', d_logits, unembedding)
-    d_unembedding += jnp.einsum('BCD,BCV->DV', x, d_logits)
-    return (total + jnp.sum(losses * weights), d_unembedding), dx
-
-  zero = jnp.zeros(unembedding.shape, jnp.float32)
-  (total, d_unembedding), dx = jax.lax.scan(
-    one_chunk, (jnp.float32(0), zero), (x, targets, weights)
+def _over_shards(function, parallel, axes, arguments, results):
+  """`function` of what each device holds of the arguments."""
+  if parallel is None:
+    return function
+  mesh = parallel.mesh
+  rows = tuple(name for name in ('data', 'fsdp') if name in mesh.shape)
+  context, tensor = (
+    name if name in mesh.shape else None for name in ('context', 'tensor')
   )
-  # Cotangents leave in the dtype of what they belong to.
-  return total, (dx.astype(x.dtype), d_unembedding.astype(unembedding.dtype))
+  specs = {
+    'x': P(rows or None, context, None),
+    'tokens': P(rows or None, context),
+    'kernel': P(axes.kernel or None, tensor),
+    'sum': P(),
+  }
+  return jax.shard_map(
+    function,
+    mesh=mesh,
+    in_specs=tuple(specs[name] for name in arguments),
+    out_specs=tuple(specs[name] for name in results),
+    check_vma=False,  # the gradients are ours: nothing for JAX to infer
+  )
 
 
-def _backward(residuals, d_total):
+def _gather(array, axes):
+  return jax.lax.all_gather(array, axes, axis=0, tiled=True) if axes else array
+
+
+def _scatter_sum(array, axes):
+  if not axes:
+    return array
+  return jax.lax.psum_scatter(array, axes, scatter_dimension=0, tiled=True)
+
+
+def _sum(array, axes):
+  return jax.lax.psum(array, axes) if axes else array
+
+
+def _own(array, axes):
+  """A device's own part of what it has computed for all that trade tokens."""
+  if not axes.traded:
+    return array
+  C = array.shape[0] // jax.lax.axis_size(axes.traded)
+  return jax.lax.dynamic_slice_in_dim(
+    array, jax.lax.axis_index(axes.traded) * C, C
+  )
+
+
+class _Columns(NamedTuple):
+  """A device's part of the vocabulary."""
+
+  kernel: Array  # [D, V / shards]
+  first: Array | int  # which token the first column is of
+  num: Array | int  # those behind this many are padding
+
+
+def _take_columns(unembedding, axes):
+  """From [D / shards, V / tensor] as stored to all rows of own columns.
+
+  From the innermost axis to the outermost, so that rows stay in order.
+  """
+  num = unembedding.shape[1]
+  split = tuple(name for name in axes.vocab if name != 'tensor')
+  kernel = jnp.pad(unembedding, ((0, 0), (0, -num % _size(split))))
+  for name in reversed(axes.kernel):
+    if name in axes.vocab:
+      kernel = jax.lax.all_to_all(kernel, name, 1, 0, tiled=True)
+    else:
+      kernel = jax.lax.all_gather(kernel, name, axis=0, tiled=True)
+  width = kernel.shape[1]
+  before = _index(split) * width
+  first = _index(tuple(n for n in axes.vocab if n == 'tensor')) * num + before
+  if num % _size(split) == 0:
+    return _Columns(kernel, first, width)
+  return _Columns(kernel, first, jnp.clip(num - before, 0, width))
+
+
+def _give_columns(d_kernel, unembedding, axes):
+  """The way back of `_take_columns`, adding what tokens elsewhere say."""
+  for name in axes.kernel:
+    if name in axes.vocab:
+      d_kernel = jax.lax.all_to_all(d_kernel, name, 0, 1, tiled=True)
+    else:
+      d_kernel = _scatter_sum(d_kernel, (name,))
+  others = tuple(name for name in axes.tokens if name not in axes.kernel)
+  d_kernel = _sum(d_kernel[:, : unembedding.shape[1]], others)
+  return d_kernel.astype(unembedding.dtype)
+
+
+def _size(axes):
+  return math.prod(jax.lax.axis_size(name) for name in axes)
+
+
+def _index(axes):
+  return jax.lax.axis_index(axes) if axes else 0
+
+
+# One chunk ---------------------------------------------------------------
+
+
+def _chunked(array, *, chunk_len, axes):
+  """[b, t, ...] of a shard as [num_chunks, C, ...], padded with zeros."""
+  array = array.reshape(-1, *array.shape[2:])
+  num = array.shape[0]
+  num_chunks = -(-num // max(chunk_len // _size(axes.traded), 1))
+  C = -(-num // num_chunks)
+  padding = ((0, num_chunks * C - num),) + ((0, 0),) * (array.ndim - 1)
+  return jnp.pad(array, padding).reshape(num_chunks, C, *array.shape[1:])
+
+
+def _unchunked(chunks, shape):
+  tokens = chunks.reshape(-1, *chunks.shape[2:])
+  return tokens[: shape[0] * shape[1]].reshape(shape)
+
+
+def _logits(x, columns):
+  logits = jnp.einsum(
+    'CD,DV->CV', x, columns.kernel, preferred_element_type=jnp.float32
+  )
+  if isinstance(columns.num, int):
+    return logits
+  real = jnp.arange(logits.shape[1]) < columns.num
+  return jnp.where(real[None], logits, -jnp.inf)
+
+
+def _own_targets(targets, columns):
+  """Targets as own columns; -1 where they are among those of others."""
+  own = targets - columns.first
+  return jnp.where((own >= 0) & (own < columns.num), own, -1)
+
+
+def _losses(logits, own_targets, axes):
+  """(losses [C], log of the sum of exponentials [C]), of the whole V."""
+  largest = jnp.max(logits, axis=1)
+  if axes.vocab:
+    largest = jax.lax.pmax(largest, axes.vocab)
+  total = jnp.sum(jnp.exp(logits - largest[:, None]), axis=1)
+  of_targets = jnp.take_along_axis(
+    logits, jnp.maximum(own_targets, 0)[:, None], axis=1
+  )[:, 0]
+  of_targets = jnp.where(own_targets >= 0, of_targets, 0.0)
+  total, of_targets = _sum((total, of_targets), axes.vocab)
+  lse = largest + jnp.log(total)
+  return lse - of_targets, lse
+
+
+def _most_likely(logits, columns, axes):
+  """[C] int32; of several the first, as argmax has it."""
+  best = columns.first + jnp.argmax(logits, axis=1).astype(jnp.int32)
+  if not axes.vocab:
+    return best
+  largest = jnp.max(logits, axis=1)
+  absent = jnp.iinfo(jnp.int32).max
+  is_best = largest == jax.lax.pmax(largest, axes.vocab)
+  return jax.lax.pmin(jnp.where(is_best, best, absent), axes.vocab)
+
+
+# The sum and its gradient ------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _loss_sum(x, targets, weights, unembedding, chunk_len, parallel):
+  axes = _axes(parallel, x.shape[2])
+
+  def on_a_shard(x, targets, weights, unembedding):
+    columns = _take_columns(unembedding, axes)
+
+    def one_chunk(total, chunk):
+      x, targets, weights = (_gather(array, axes.traded) for array in chunk)
+      own_targets = _own_targets(targets, columns)
+      losses, _ = _losses(_logits(x, columns), own_targets, axes)
+      return total + jnp.sum(losses * weights), None
+
+    split = functools.partial(_chunked, chunk_len=chunk_len, axes=axes)
+    chunks = split(x), split(targets), split(weights)
+    total, _ = jax.lax.scan(one_chunk, jnp.float32(0), chunks)
+    return (_sum(total, axes.tokens),)
+
+  run = _over_shards(
+    on_a_shard, parallel, axes, ('x', 'tokens', 'tokens', 'kernel'), ('sum',)
+  )
+  return run(x, targets, weights, unembedding)[0]
+
+
+def _forward(x, targets, weights, unembedding, chunk_len, parallel):
+  axes = _axes(parallel, x.shape[2])
+
+  def on_a_shard(x, targets, weights, unembedding):
+    columns = _take_columns(unembedding, axes)
+
+    def one_chunk(carry, chunk):
+      total, d_kernel = carry
+      x, targets, weights = (_gather(array, axes.traded) for array in chunk)
+      logits, own_targets = _logits(x, columns), _own_targets(targets, columns)
+      losses, lse = _losses(logits, own_targets, axes)
+      d_logits = jnp.exp(logits - lse[:, None])
+      d_logits -= jax.nn.one_hot(own_targets, logits.shape[1])
+      d_logits *= weights[:, None]
+      dx = jnp.einsum('CV,DV->CD', d_logits, columns.kernel)
+      dx = _scatter_sum(dx, axes.traded)
+      dx = _sum(dx, tuple(n for n in axes.vocab if n not in axes.traded))
+      d_kernel += jnp.einsum('CD,CV->DV', x, d_logits)
+      # Cotangents leave in the dtype of what they belong to.
+      return (total + jnp.sum(losses * weights), d_kernel), dx.astype(x.dtype)
+
+    split = functools.partial(_chunked, chunk_len=chunk_len, axes=axes)
+    zero = jnp.zeros(columns.kernel.shape, jnp.float32)
+    (total, d_kernel), dx = jax.lax.scan(
+      one_chunk,
+      (jnp.float32(0), zero),
+      (split(x), split(targets), split(weights)),
+    )
+    d_unembedding = _give_columns(d_kernel, unembedding, axes)
+    return _sum(total, axes.tokens), _unchunked(dx, x.shape), d_unembedding
+
+  run = _over_shards(
+    on_a_shard,
+    parallel,
+    axes,
+    ('x', 'tokens', 'tokens', 'kernel'),
+    ('sum', 'x', 'kernel'),
+  )
+  total, *grads = run(x, targets, weights, unembedding)
+  return total, grads
+
+
+def _backward(chunk_len, parallel, residuals, d_total):
+  del chunk_len, parallel
   dx, d_unembedding = residuals
   scale = d_total.astype(jnp.float32)
   return (
