@@ -7,6 +7,7 @@ would be copied for every token, which is three times the memory traffic of
 reading them, and that traffic is all that decoding costs.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -126,6 +127,8 @@ class CachedModel(NamedTuple):
 @functools.cache
 def _graphs(config: ModelConfig, rope: RopeConfig):
   """(a block, the final norm) without their parameters."""
+  # Prompts are read in chunks as it is.
+  config = dataclasses.replace(config, mlp_chunk_len=0)
   return tuple(
     nnx.split(nnx.eval_shape(make))[0]
     for make in (

@@ -48,7 +48,11 @@ class ModelConfig:
   attention_block_len: int = 512  # ours: the fastest on CPUs at T=4096
   # What computes 'blockwise': see ops.kernels.choice.
   attention_kernel: Literal['auto', 'xla', 'pallas', 'cudnn'] = 'auto'
+  # Tokens whose logits exist at once, on one device or on those that split the
+  # vocabulary (mesh.vocab_axes).
   loss_chunk_len: int = 2048
+  # Tokens of a device whose feed-forward hidden exists at once; 0: of all.
+  mlp_chunk_len: int = 0
   # Whether queries, keys and values have a bias, as in Qwen2.
   qkv_bias: bool = False
   # Layers written out per step of the scan. On CPUs a scanned layer runs its
@@ -60,6 +64,7 @@ class ModelConfig:
     check_at_least(self, 1, 'num_heads', 'num_kv_heads', 'head_dim')
     check_at_least(self, 1, 'hidden_dim', 'attention_block_len')
     check_at_least(self, 1, 'loss_chunk_len')
+    check_at_least(self, 0, 'mlp_chunk_len')
     if self.scan_unroll != -1:
       check_at_least(self, 1, 'scan_unroll')
     if self.num_heads % self.num_kv_heads:

@@ -18,6 +18,7 @@ from longctx_jax.array_types import typed
 from longctx_jax.config import ModelConfig, RopeConfig
 from longctx_jax.ops.attention import dense_attention
 from longctx_jax.ops.blockwise_attention import KEPT, blockwise_attention
+from longctx_jax.ops.blockwise_mlp import blockwise_mlp, swiglu
 from longctx_jax.ops.context_parallel import (
   ContextParallel,
   context_parallel_attention,
@@ -181,14 +182,19 @@ class MLP(nnx.Module):
     self.gate = _kernel(rngs, (D, F), D, *how)
     self.up = _kernel(rngs, (D, F), D, *how)
     self.down = _kernel(rngs, (F, D), F, *how)
+    self.chunk_len = config.mlp_chunk_len
 
   @typed
-  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+  def __call__(
+    self, x: Float[Array, 'B T D'], parallel: ContextParallel | None = None
+  ) -> Float[Array, 'B T D']:
     """Token by token: down(silu(gate(x)) * up(x))."""
-    gate, up, down = (
-      kernel[...].astype(x.dtype) for kernel in (self.gate, self.up, self.down)
-    )
-    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+    kernels = [kernel[...] for kernel in (self.gate, self.up, self.down)]
+    if self.chunk_len:
+      return blockwise_mlp(
+        x, *kernels, chunk_len=self.chunk_len, parallel=parallel
+      )
+    return swiglu(x, *(kernel.astype(x.dtype) for kernel in kernels))
 
 
 class Block(nnx.Module):
@@ -202,10 +208,16 @@ class Block(nnx.Module):
     self.attention = Attention(config, rope, rngs)
     self.mlp = MLP(config, rngs)
 
-  def __call__(self, x, positions, attend: Attend):
-    """[B, T, D] -> [B, T, D]."""
+  def __call__(
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    parallel: ContextParallel | None = None,
+  ) -> jax.Array:
+    """[B, T, D] -> [B, T, D]; `parallel` is for an MLP in chunks alone."""
     x = x + self.attention(self.attention_norm(x), positions, attend)
-    return x + self.mlp(self.mlp_norm(x))
+    return x + self.mlp(self.mlp_norm(x), parallel)
 
 
 class Transformer(nnx.Module):
@@ -261,7 +273,7 @@ class Transformer(nnx.Module):
     )
 
     def apply_block(x, block):
-      return block(x, positions, attend)
+      return block(x, positions, attend, self.parallel)
 
     if config.remat != 'none':
       apply_block = nnx.remat(

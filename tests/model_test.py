@@ -20,7 +20,7 @@ from longctx_jax.ops.context_parallel import ContextParallel
 from longctx_jax.ops.cross_entropy import token_losses_and_predictions
 from longctx_jax.ops.kernels.choice import kernel_of
 from tests import small
-from tests.jaxprs import primitives
+from tests.jaxprs import equations, primitives
 from tests.ops.cuda_lowering import (
   CUDNN_CALLS,
   lower_for_cuda,
@@ -199,6 +199,8 @@ def test_documents_give_the_same_alone_as_packed():
     {'remat': 'dots'},
     {'remat': 'attention'},
     {'attention': 'dense'},
+    {'mlp_chunk_len': 5},
+    {'mlp_chunk_len': 5, 'remat': 'full'},
   ],
   ids=str,
 )
@@ -226,6 +228,21 @@ def test_remat_makes_again_what_it_does_not_keep():
   assert swiglus == (1, 2, 2, 2)
   assert attentions == (2, 2, 2, 3)
   assert products[0] == products[1] < products[2] < products[3]
+
+
+def test_an_mlp_in_chunks_keeps_no_hidden_of_all_tokens():
+  hidden_shape = 1, T, CONFIG.hidden_dim
+  found = {}
+  for chunk_len in (0, 5):
+    graph, params = make(mlp_chunk_len=chunk_len)
+
+    def loss(params, graph=graph):
+      return nnx.merge(graph, params)(*BATCH).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+    shapes = {v.aval.shape for eqn in equations(jaxpr) for v in eqn.outvars}
+    found[chunk_len] = hidden_shape in shapes
+  assert found == {0: True, 5: False}
 
 
 def test_tied_embeddings_are_one_parameter_used_twice():

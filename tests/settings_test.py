@@ -266,6 +266,11 @@ BUCKETS = {**TEXT, 'planner': 'buckets', 'bucket_len': 64}
     ({'train__steps': -5}, 'train.steps must be at least 1, got -5'),
     ({'checkpoint__every_steps': 0}, 'checkpoint.every_steps must be at'),
     ({'model__num_kv_heads': 0}, 'model.num_kv_heads must be at least 1'),
+    ({'model__mlp_chunk_len': -1}, 'model.mlp_chunk_len must be at least 0'),
+    (
+      {'mesh__vocab_axes': ('tensor',)},
+      "mesh.vocab_axes: 'tensor' is not one of fsdp, context",
+    ),
     ({'model__scan_unroll': 0}, 'model.scan_unroll must be at least 1'),
     ({'optimizer__clip_norm': 0.0}, 'optimizer.clip_norm must be above 0'),
     (

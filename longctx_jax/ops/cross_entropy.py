@@ -13,7 +13,6 @@ whole unembedding, or the whole float32 gradient of it: 3 GB for Llama-3-8B.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -22,7 +21,20 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from longctx_jax.array_types import typed
-from longctx_jax.ops.context_parallel import PARAM_AXES, ContextParallel
+from longctx_jax.ops.context_parallel import ContextParallel
+from longctx_jax.ops.sharded_tokens import (
+  Axes,
+  from_chunks,
+  gather,
+  kernel_axes,
+  num_shards,
+  scatter_sum,
+  shard_index,
+  split_axes,
+  sum_over,
+  to_chunks,
+  token_specs,
+)
 
 
 @typed
@@ -61,16 +73,16 @@ def token_losses_and_predictions(
     columns = _take_columns(unembedding, axes)
 
     def one_chunk(chunk):
-      x, theirs = (_gather(array, axes.traded) for array in chunk)
+      x, theirs = (gather(array, axes.traded) for array in chunk)
       logits = _logits(x, columns)
       losses, _ = _losses(logits, _own_targets(theirs, columns), axes)
       best = _most_likely(logits, columns, axes)
       return _own(losses, axes), _own(best, axes)
 
-    split = functools.partial(_chunked, chunk_len=chunk_len, axes=axes)
+    split = functools.partial(_chunks, chunk_len=chunk_len, axes=axes)
     losses, predictions = jax.lax.map(one_chunk, (split(x), split(targets)))
     return tuple(
-      _unchunked(array, targets.shape) for array in (losses, predictions)
+      from_chunks(array, targets.shape) for array in (losses, predictions)
     )
 
   run = _over_shards(
@@ -85,81 +97,53 @@ def token_losses_and_predictions(
 class _Axes(NamedTuple):
   """Mesh axes by what they split inside of a shard; all empty on one device."""
 
-  vocab: tuple[str, ...] = ()  # the vocabulary
-  traded: tuple[str, ...] = ()  # of those: tokens too, which are traded
-  tokens: tuple[str, ...] = ()  # tokens, which stay where they are
-  kernel: tuple[str, ...] = ()  # the stored unembedding's rows, D
+  tensor: Axes  # the vocabulary
+  traded: Axes  # the vocabulary too, and tokens, which are traded
+  tokens: Axes  # tokens, which stay where they are
+  kernel: Axes  # the stored unembedding's rows, D
+
+  @property
+  def vocab(self) -> Axes:
+    """All that split the vocabulary, the outermost first."""
+    return self.tensor + self.traded
 
 
 def _axes(parallel, D):
-  if parallel is None:
-    return _Axes()
-
-  def there(*names):
-    shape = parallel.mesh.shape
-    return tuple(name for name in names if shape.get(name, 1) > 1)
-
-  rows = there('data', 'fsdp', 'context')
-  kernel = there(*PARAM_AXES)
-  if D % math.prod(parallel.mesh.shape[name] for name in kernel):
-    kernel = ()  # nor can it be stored so
+  kernel = kernel_axes(parallel, D)
   # In the order in which `_take_columns` splits the vocabulary.
-  split = tuple(n for n in reversed(kernel) if n in parallel.vocab_axes)
-  vocab = there('tensor') + split
-  return _Axes(
-    vocab=vocab,
-    traded=tuple(name for name in rows if name in vocab),
-    tokens=tuple(name for name in rows if name not in vocab),
-    kernel=kernel,
-  )
+  traded = tuple(n for n in reversed(kernel) if n in parallel.vocab_axes)
+  rows = split_axes(parallel, 'data', 'fsdp', 'context')
+  tokens = tuple(name for name in rows if name not in traded)
+  return _Axes(split_axes(parallel, 'tensor'), traded, tokens, kernel)
 
 
 def _over_shards(function, parallel, axes, arguments, results):
   """`function` of what each device holds of the arguments."""
   if parallel is None:
     return function
-  mesh = parallel.mesh
-  rows = tuple(name for name in ('data', 'fsdp') if name in mesh.shape)
-  context, tensor = (
-    name if name in mesh.shape else None for name in ('context', 'tensor')
-  )
-  specs = {
-    'x': P(rows or None, context, None),
-    'tokens': P(rows or None, context),
-    'kernel': P(axes.kernel or None, tensor),
-    'sum': P(),
-  }
+  tokens, x = token_specs(parallel.mesh)
+  kernel = P(axes.kernel or None, axes.tensor or None)
+  specs = {'x': x, 'tokens': tokens, 'kernel': kernel, 'sum': P()}
   return jax.shard_map(
     function,
-    mesh=mesh,
+    mesh=parallel.mesh,
     in_specs=tuple(specs[name] for name in arguments),
     out_specs=tuple(specs[name] for name in results),
     check_vma=False,  # the gradients are ours: nothing for JAX to infer
   )
 
 
-def _gather(array, axes):
-  return jax.lax.all_gather(array, axes, axis=0, tiled=True) if axes else array
-
-
-def _scatter_sum(array, axes):
-  if not axes:
-    return array
-  return jax.lax.psum_scatter(array, axes, scatter_dimension=0, tiled=True)
-
-
-def _sum(array, axes):
-  return jax.lax.psum(array, axes) if axes else array
+def _chunks(array, *, chunk_len, axes):
+  """A device's tokens, in chunks that are of `chunk_len` when gathered."""
+  return to_chunks(array, chunk_len // num_shards(axes.traded))
 
 
 def _own(array, axes):
   """A device's own part of what it has computed for all that trade tokens."""
   if not axes.traded:
     return array
-  C = array.shape[0] // jax.lax.axis_size(axes.traded)
-  return jax.lax.dynamic_slice_in_dim(
-    array, jax.lax.axis_index(axes.traded) * C, C
-  )
+  C = array.shape[0] // num_shards(axes.traded)
+  return jax.lax.dynamic_slice_in_dim(array, shard_index(axes.traded) * C, C)
 
 
 class _Columns(NamedTuple):
@@ -175,18 +159,17 @@ def _take_columns(unembedding, axes):
 
   From the innermost axis to the outermost, so that rows stay in order.
   """
-  num = unembedding.shape[1]
-  split = tuple(name for name in axes.vocab if name != 'tensor')
-  kernel = jnp.pad(unembedding, ((0, 0), (0, -num % _size(split))))
+  num, splits = unembedding.shape[1], num_shards(axes.traded)
+  kernel = jnp.pad(unembedding, ((0, 0), (0, -num % splits)))
   for name in reversed(axes.kernel):
-    if name in axes.vocab:
+    if name in axes.traded:
       kernel = jax.lax.all_to_all(kernel, name, 1, 0, tiled=True)
     else:
-      kernel = jax.lax.all_gather(kernel, name, axis=0, tiled=True)
+      kernel = gather(kernel, (name,))
   width = kernel.shape[1]
-  before = _index(split) * width
-  first = _index(tuple(n for n in axes.vocab if n == 'tensor')) * num + before
-  if num % _size(split) == 0:
+  before = shard_index(axes.traded) * width
+  first = shard_index(axes.tensor) * num + before
+  if num % splits == 0:
     return _Columns(kernel, first, width)
   return _Columns(kernel, first, jnp.clip(num - before, 0, width))
 
@@ -194,39 +177,16 @@ def _take_columns(unembedding, axes):
 def _give_columns(d_kernel, unembedding, axes):
   """The way back of `_take_columns`, adding what tokens elsewhere say."""
   for name in axes.kernel:
-    if name in axes.vocab:
+    if name in axes.traded:
       d_kernel = jax.lax.all_to_all(d_kernel, name, 0, 1, tiled=True)
     else:
-      d_kernel = _scatter_sum(d_kernel, (name,))
+      d_kernel = scatter_sum(d_kernel, (name,))
   others = tuple(name for name in axes.tokens if name not in axes.kernel)
-  d_kernel = _sum(d_kernel[:, : unembedding.shape[1]], others)
+  d_kernel = sum_over(d_kernel[:, : unembedding.shape[1]], others)
   return d_kernel.astype(unembedding.dtype)
 
 
-def _size(axes):
-  return math.prod(jax.lax.axis_size(name) for name in axes)
-
-
-def _index(axes):
-  return jax.lax.axis_index(axes) if axes else 0
-
-
 # One chunk ---------------------------------------------------------------
-
-
-def _chunked(array, *, chunk_len, axes):
-  """[b, t, ...] of a shard as [num_chunks, C, ...], padded with zeros."""
-  array = array.reshape(-1, *array.shape[2:])
-  num = array.shape[0]
-  num_chunks = -(-num // max(chunk_len // _size(axes.traded), 1))
-  C = -(-num // num_chunks)
-  padding = ((0, num_chunks * C - num),) + ((0, 0),) * (array.ndim - 1)
-  return jnp.pad(array, padding).reshape(num_chunks, C, *array.shape[1:])
-
-
-def _unchunked(chunks, shape):
-  tokens = chunks.reshape(-1, *chunks.shape[2:])
-  return tokens[: shape[0] * shape[1]].reshape(shape)
 
 
 def _logits(x, columns):
@@ -255,7 +215,7 @@ def _losses(logits, own_targets, axes):
     logits, jnp.maximum(own_targets, 0)[:, None], axis=1
   )[:, 0]
   of_targets = jnp.where(own_targets >= 0, of_targets, 0.0)
-  total, of_targets = _sum((total, of_targets), axes.vocab)
+  total, of_targets = sum_over((total, of_targets), axes.vocab)
   lse = largest + jnp.log(total)
   return lse - of_targets, lse
 
@@ -282,15 +242,15 @@ def _loss_sum(x, targets, weights, unembedding, chunk_len, parallel):
     columns = _take_columns(unembedding, axes)
 
     def one_chunk(total, chunk):
-      x, targets, weights = (_gather(array, axes.traded) for array in chunk)
+      x, targets, weights = (gather(array, axes.traded) for array in chunk)
       own_targets = _own_targets(targets, columns)
       losses, _ = _losses(_logits(x, columns), own_targets, axes)
       return total + jnp.sum(losses * weights), None
 
-    split = functools.partial(_chunked, chunk_len=chunk_len, axes=axes)
+    split = functools.partial(_chunks, chunk_len=chunk_len, axes=axes)
     chunks = split(x), split(targets), split(weights)
     total, _ = jax.lax.scan(one_chunk, jnp.float32(0), chunks)
-    return (_sum(total, axes.tokens),)
+    return (sum_over(total, axes.tokens),)
 
   run = _over_shards(
     on_a_shard, parallel, axes, ('x', 'tokens', 'tokens', 'kernel'), ('sum',)
@@ -306,20 +266,20 @@ def _forward(x, targets, weights, unembedding, chunk_len, parallel):
 
     def one_chunk(carry, chunk):
       total, d_kernel = carry
-      x, targets, weights = (_gather(array, axes.traded) for array in chunk)
+      x, targets, weights = (gather(array, axes.traded) for array in chunk)
       logits, own_targets = _logits(x, columns), _own_targets(targets, columns)
       losses, lse = _losses(logits, own_targets, axes)
       d_logits = jnp.exp(logits - lse[:, None])
       d_logits -= jax.nn.one_hot(own_targets, logits.shape[1])
       d_logits *= weights[:, None]
       dx = jnp.einsum('CV,DV->CD', d_logits, columns.kernel)
-      dx = _scatter_sum(dx, axes.traded)
-      dx = _sum(dx, tuple(n for n in axes.vocab if n not in axes.traded))
+      dx = scatter_sum(dx, axes.traded)
+      dx = sum_over(dx, axes.tensor)
       d_kernel += jnp.einsum('CD,CV->DV', x, d_logits)
       # Cotangents leave in the dtype of what they belong to.
       return (total + jnp.sum(losses * weights), d_kernel), dx.astype(x.dtype)
 
-    split = functools.partial(_chunked, chunk_len=chunk_len, axes=axes)
+    split = functools.partial(_chunks, chunk_len=chunk_len, axes=axes)
     zero = jnp.zeros(columns.kernel.shape, jnp.float32)
     (total, d_kernel), dx = jax.lax.scan(
       one_chunk,
@@ -327,7 +287,7 @@ def _forward(x, targets, weights, unembedding, chunk_len, parallel):
       (split(x), split(targets), split(weights)),
     )
     d_unembedding = _give_columns(d_kernel, unembedding, axes)
-    return _sum(total, axes.tokens), _unchunked(dx, x.shape), d_unembedding
+    return sum_over(total, axes.tokens), from_chunks(dx, x.shape), d_unembedding
 
   run = _over_shards(
     on_a_shard,
