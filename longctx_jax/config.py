@@ -236,27 +236,34 @@ class StageConfig:
       )
     seq_len = self.data.seq_len
     for name, source in self.data.mixture.items():
-      longest = self.corpus.max_conversation_len
-      whole = isinstance(source, ConversationRows) and source.planner == 'whole'
-      if whole and longest > seq_len:
-        raise ConfigError(
-          f'data.mixture.{name}: conversations of up to'
-          f' corpus.max_conversation_len={longest} tokens do not fit whole into'
-          f' rows of data.seq_len={seq_len}'
-        )
       if isinstance(source, ConversationRows):
-        there = [*self.corpus.conversations, *self.corpus.conversation_files]
-        absent = [kind for kind in source.conversations if kind not in there]
-        if absent:
-          raise ConfigError(
-            f'data.mixture.{name}.conversations: {absent[0]} is neither in'
-            ' corpus.conversations nor in corpus.conversation_files, which have'
-            f' {", ".join(there)}'
-          )
+        self._check_conversations(name, source)
       if isinstance(source, TableRows) and source.max_len > seq_len:
         raise ConfigError(
           f'data.mixture.{name}.max_len={source.max_len} does not fit into rows'
           f' of data.seq_len={seq_len}'
+        )
+
+  def _check_conversations(self, name: str, source: ConversationRows):
+    """Their kinds are there, and none is too long for rows of whole ones."""
+    corpus = self.corpus
+    there = [*corpus.conversations, *corpus.conversation_files]
+    absent = [kind for kind in source.conversations if kind not in there]
+    if absent:
+      raise ConfigError(
+        f'data.mixture.{name}.conversations: {absent[0]} is neither in'
+        ' corpus.conversations nor in corpus.conversation_files, which have'
+        f' {", ".join(there)}'
+      )
+    if source.planner != 'whole':
+      return
+    for kind in source.conversations or there:
+      field, longest = corpus.longest_conversation(kind)
+      if longest > self.data.seq_len:
+        raise ConfigError(
+          f'data.mixture.{name}: conversations of up to'
+          f' corpus.{field}={longest} tokens do not fit whole into'
+          f' rows of data.seq_len={self.data.seq_len}'
         )
 
 

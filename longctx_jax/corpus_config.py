@@ -78,9 +78,15 @@ class ConversationFiles:
   shape: Literal['auto', 'messages', 'ultrachat', 'alpaca', 'sharegpt'] = 'auto'
   # What to do with records that are no conversation: count them, or stop.
   on_problem: Literal['skip', 'stop'] = 'skip'
-  # With one longer than corpus.max_conversation_len: leave it out; keep the
-  # turns that fit, from the first on; or stop.
+  # With one that is too long: leave it out; keep the turns that fit, from the
+  # first on; or stop.
   on_long: Literal['drop', 'truncate', 'stop'] = 'drop'
+  # Longest one kept, in tokens; 0: as corpus.max_conversation_len says. Long
+  # ones are for a stage of long rows, beside the short ones of another stage.
+  max_len: int = 0
+
+  def __post_init__(self):
+    check_at_least(self, 0, 'max_len')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,3 +160,10 @@ class CorpusConfig:
       raise ConfigError(
         f'heldout_frac must lie in (0, 1), got {self.heldout_frac}'
       )
+
+  def longest_conversation(self, kind: str) -> tuple[str, int]:
+    """(field, tokens): what limits conversations of a kind, and how long."""
+    files = self.conversation_files
+    if kind in files and files[kind].max_len:
+      return f'conversation_files.{kind}.max_len', files[kind].max_len
+    return 'max_conversation_len', self.max_conversation_len

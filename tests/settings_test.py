@@ -336,6 +336,28 @@ def test_rows_may_be_of_conversation_files():
     dataclasses.replace(stage, data=data)
 
 
+def test_long_conversations_of_files_are_for_stages_that_take_them():
+  stage = small.stage_config()
+  files = {'mine': ConversationFiles('chats.jsonl', max_len=500)}
+  corpus = dataclasses.replace(stage.corpus, conversation_files=files)
+  match = (
+    r'^data\.mixture\.chat: conversations of up to'
+    r' corpus\.conversation_files\.mine\.max_len=500 tokens do not fit whole'
+  )
+  with pytest.raises(ConfigError, match=match):
+    dataclasses.replace(stage, corpus=corpus)
+  # Other kinds are as short as before, so a stage of short rows may have them.
+  chat = dataclasses.replace(
+    stage.data.mixture['chat'], conversations=('extract', 'needle')
+  )
+  data = dataclasses.replace(
+    stage.data, mixture={**stage.data.mixture, 'chat': chat}
+  )
+  assert dataclasses.replace(stage, corpus=corpus, data=data)
+  with pytest.raises(ConfigError, match=r'^max_len must be at least 0'):
+    ConversationFiles('chats.jsonl', max_len=-1)
+
+
 def test_buckets_schedules_and_batch_options_are_read_from_a_config():
   text = fields()['data']['mixture']['text']
   buckets = {

@@ -50,7 +50,7 @@ def stored_conversations(
   seed: int,
   accounts: dict[str, Counts],
 ) -> Iterator[StoredDocument]:
-  """All conversations by name, of `config.max_conversation_len` at most.
+  """All conversations by name, none longer than `config` lets its kind be.
 
   Args:
     accounts: gets what became of those of each name, characters uncounted.
@@ -106,7 +106,7 @@ def _from_files(config) -> dict[str, _Source]:
 
 def _tokenised(config, chat, name, source, counts) -> Iterator[StoredDocument]:
   numbered = enumerate(source.conversations)
-  max_len = config.max_conversation_len
+  field, max_len = config.longest_conversation(name)
   while batch := list(itertools.islice(numbered, CONVERSATIONS_PER_BATCH)):
     encoded = encode_conversations(chat, [one for _, one in batch])
     for (i, _), (tokens, mask) in zip(batch, encoded, strict=True):
@@ -114,7 +114,7 @@ def _tokenised(config, chat, name, source, counts) -> Iterator[StoredDocument]:
         if source.on_long == 'stop':
           raise ConfigError(
             f'corpus.conversation_files.{name}: conversation {i + 1} has'
-            f' {len(tokens)} tokens, more than corpus.max_conversation_len='
+            f' {len(tokens)} tokens, more than corpus.{field}='
             f'{max_len}: raise that, or set on_long to truncate or drop'
           )
         cut = None

@@ -115,6 +115,30 @@ def test_stop_names_the_file_set_and_both_lengths(corpus, path):
   assert '\n' not in str(raised.value)
 
 
+def test_files_may_have_a_limit_of_their_own(corpus, path):
+  def made(**fields):
+    config = small.corpus_config(
+      conversations={},
+      max_conversation_len=60,
+      conversation_files={
+        'short': {'path': str(path)},
+        'mine': {'path': str(path), **fields},
+      },
+    )
+    found = stored_conversations(config, corpus.chat, [], 0, accounts={})
+    return [(d.domain, len(d.tokens)) for d in found]
+
+  lens = [len(encoded(corpus, turns)[0]) for turns in TURNS]
+  assert max(lens) > 100
+  assert made(max_len=100) == [
+    *(('mine', n) for n in lens if n <= 100),
+    *(('short', n) for n in lens if n <= 60),
+  ]
+  match = r'more than corpus\.conversation_files\.mine\.max_len=100: raise'
+  with pytest.raises(ConfigError, match=match):
+    made(max_len=100, on_long='stop')
+
+
 def test_files_without_conversations_say_what_is_wrong(corpus, tmp_path):
   path = tmp_path / 'mine.jsonl'
   path.write_text('{"data": ["nobody answers"]}\n' * 3)
