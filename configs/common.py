@@ -8,27 +8,94 @@ fields at once; single fields have flags of their own (--config.train.steps=2).
 from ml_collections import ConfigDict
 
 
-def parse_arg(arg: str, **defaults: bool) -> ConfigDict:
-  """`'tiny'` -> {tiny: True, ...}; each name is a switch, off by default.
+def parse_arg(arg: str, **defaults: bool | str) -> ConfigDict:
+  """`'tiny,topology=v5p-64'` -> {tiny: True, topology: 'v5p-64', ...}.
+
+  What is False by default is a switch; what is '' takes a value.
 
   Raises:
-    ValueError: a name that the config file does not know.
+    ValueError: a name that the config file does not know, a value too many or
+      one that is missing.
   """
   parsed = ConfigDict(defaults)
-  for name in filter(None, (arg or '').split(',')):
+  for option in filter(None, (arg or '').split(',')):
+    name, equals, value = option.partition('=')
     if name not in defaults:
       raise ValueError(
         f'config option {name!r} is unknown; this file has'
         f' {", ".join(defaults)}'
       )
-    parsed[name] = True
+    is_switch = defaults[name] is False
+    if is_switch and equals:
+      raise ValueError(
+        f'config option {option!r}: {name} is a switch, give :{name} alone'
+      )
+    if not is_switch and not value:
+      raise ValueError(f'config option {name!r} needs a value: {name}=...')
+    parsed[name] = True if is_switch else value
   return parsed
+
+
+def arg_of(**options: bool | str) -> str:
+  """The inverse of `parse_arg`, to ask another file for the same."""
+  return ','.join(
+    name if value is True else f'{name}={value}'
+    for name, value in options.items()
+    if value
+  )
+
+
+def layout(
+  *,
+  fsdp: int,
+  context: int,
+  micro_batches: int,
+  remat: str = 'full',
+  data: int = 1,
+  tensor: int = 1,
+) -> dict[str, dict]:
+  """How a stage lies on a topology: an entry of a config's table of them."""
+  axes = {'data': data, 'fsdp': fsdp, 'context': context, 'tensor': tensor}
+  return {
+    'mesh': axes,
+    'model': {'remat': remat},
+    'train': {'micro_batches': micro_batches},
+  }
+
+
+def choose_topology(
+  config: ConfigDict, options: ConfigDict, table: dict[str, dict]
+) -> None:
+  """Sets what `table` says of `options.topology`, if one is asked for.
+
+  Names are Google's: the number counts cores in v4 and v5p, which have two a
+  chip, and chips in v5e and v6e. `longctx plan` takes the shape: v5p-64 is
+  v5p:2x4x4.
+
+  Raises:
+    ValueError: the table has no such topology, or it is asked for at the
+      laptop's size, which takes the devices that there are.
+  """
+  if not options.topology:
+    return
+  if options.tiny:
+    raise ValueError(
+      f'config options tiny and topology={options.topology} exclude each other:'
+      ' tiny takes the devices that there are'
+    )
+  if options.topology not in table:
+    raise ValueError(
+      f'config option topology={options.topology} is unknown; this file has'
+      f' {", ".join(table)}'
+    )
+  config.update(table[options.topology])
 
 
 def recipe_from_stages(stages: dict[str, ConfigDict]) -> ConfigDict:
   """One config of all stages: shared sections once, the rest by stage.
 
-  Shared are the sections that all stages must agree in, taken from the first.
+  Raises:
+    ValueError: stages differ in a section that all must share.
   """
   config = ConfigDict({'stage_order': tuple(stages), 'stages': {}})
   shared = ('source', 'seed', 'corpus', 'model', 'evals')
@@ -36,6 +103,11 @@ def recipe_from_stages(stages: dict[str, ConfigDict]) -> ConfigDict:
   for key in shared:
     config[key] = first[key]
   for name, stage in stages.items():
+    other = [key for key in shared if stage[key] != first[key]]
+    if other:
+      raise ValueError(
+        f'stage {name} has a section {other[0]} unlike that of the first stage'
+      )
     config.stages[name] = ConfigDict(
       {k: stage[k] for k in stage if k not in (*shared, 'name')}
     )
@@ -123,6 +195,11 @@ def shrink_to_laptop(config: ConfigDict) -> None:
         'docs': {'kind': 'docs', 'max_chars': 1_000_000},
       },
       'vocab_size': 2048,
+      # One is trained, whatever the full size is given.
+      'tokenizer_path': '',
+      'bos_token': '',
+      'eos_token': '',
+      'chat_template': 'plain',
       'heldout_frac': 0.05,
       # The needle's wording is in here, at the short length only: whether
       # training on long tables carries it to long texts is the question.

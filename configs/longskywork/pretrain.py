@@ -13,10 +13,23 @@ from ml_collections import ConfigDict
 
 from configs import common
 
+# A row lies on one chip: nothing waits for a ring.
+TOPOLOGIES = {
+  # ours: 8 chips, 4 rows on each
+  'v5p-16': common.layout(fsdp=8, context=1, micro_batches=32),
+  # ours: 32 chips, 8 rows on each
+  'v5p-64': common.layout(fsdp=32, context=1, micro_batches=4),
+  # ours: 32 chips, 2 rows on each
+  'v6e-32': common.layout(fsdp=32, context=1, micro_batches=16),
+}
+
 
 def get_config(arg: str = '') -> ConfigDict:
-  """The stage; `:tiny` runs on a laptop in minutes."""
-  arg = common.parse_arg(arg, tiny=False)
+  """The stage; `:tiny` runs on a laptop in minutes.
+
+  `:true_long` adds your long conversations to the corpus, for stage 4.
+  """
+  arg = common.parse_arg(arg, tiny=False, true_long=False, topology='')
   c = ConfigDict()
   c.name = 'pretrain'
   c.source = 'LongSkywork, arXiv:2406.00605'
@@ -25,19 +38,19 @@ def get_config(arg: str = '') -> ConfigDict:
     {
       # Give your own directory: --config.corpus.sources.text.path=DIR
       'sources': {
-        'text': common.text_source('text_files', 10**12),
+        'text': common.text_source('text_files', 10**12),  # ours: all
         # What the instruction data of stage 3 is made from, beside the text.
-        'code': {'kind': 'packages', 'max_chars': 10**9},
+        'code': {'kind': 'packages', 'max_chars': 10**9},  # ours: all
       },
       'filters': common.all_documents(),
       'prepared': '',
       'vocab_size': 65_536,  # Skywork-13B
-      'heldout_frac': 0.001,  # ours
-      # ours. No needles: the evaluation's wording stays out of training.
+      'heldout_frac': 0.001,  # ours: enough to evaluate on
+      # No needles: the evaluation's wording stays out of training.
       'conversations': {
-        'write_function': 100_000,
-        'define': 100_000,
-        'extract': 100_000,
+        'write_function': 100_000,  # ours: the paper's data is not public
+        'define': 100_000,  # ours: as above
+        'extract': 100_000,  # ours: as above
       },
       'max_conversation_len': 4096,  # stage 3 is 4K long (paper)
       # '' trains a tokenizer on the text. Of your own: a tokenizer.json, a
@@ -82,21 +95,21 @@ def get_config(arg: str = '') -> ConfigDict:
   )
   c.model = ConfigDict(
     {
-      'vocab_size': 65_536,  # this and what follows: Skywork-13B
-      'embed_dim': 4608,
-      'num_layers': 52,
-      'num_heads': 36,
-      'num_kv_heads': 36,
-      'head_dim': 128,
-      'hidden_dim': 12_288,
+      'vocab_size': 65_536,  # Skywork-13B
+      'embed_dim': 4608,  # Skywork-13B
+      'num_layers': 52,  # Skywork-13B
+      'num_heads': 36,  # Skywork-13B
+      'num_kv_heads': 36,  # Skywork-13B
+      'head_dim': 128,  # Skywork-13B
+      'hidden_dim': 12_288,  # Skywork-13B
       'tie_embeddings': False,
-      'norm_eps': 1e-6,
+      'norm_eps': 1e-6,  # Skywork-13B
       'param_dtype': 'float32',  # ours
       'compute_dtype': 'bfloat16',
       'block_init_scale': 1.0,  # ours
-      'remat': 'full',  # ours
+      'remat': 'full',  # ours: 200K tokens leave room for nothing else
       'attention_kernel': 'auto',
-      'attention_block_len': 512,  # ours
+      'attention_block_len': 512,  # ours: the fastest on CPUs at T=4096
       'scan_unroll': 1,
     }
   )
@@ -115,45 +128,60 @@ def get_config(arg: str = '') -> ConfigDict:
   c.optimizer = ConfigDict(
     {
       'name': 'adamw',
-      'peak_lr': 6e-4,  # ours
+      'peak_lr': 6e-4,  # ours: the paper's is not public
       'adam_peak_lr': 0.0,
-      'schedule': 'cosine',  # ours
-      'warmup_steps': 2000,  # ours
-      'min_lr_ratio': 0.1,  # ours
-      'weight_decay': 0.1,  # Skywork-13B's SFT script, as the two below
-      'b1': 0.9,
-      'b2': 0.95,
-      'clip_norm': 1.0,  # ours
+      'schedule': 'cosine',  # ours: the paper's is not public
+      'warmup_steps': 2000,  # ours: 2% of the steps
+      'min_lr_ratio': 0.1,  # ours: as ProLong, arXiv:2410.02660, Table 9
+      'weight_decay': 0.1,  # Skywork-13B's SFT script
+      'b1': 0.9,  # Skywork-13B's SFT script
+      'b2': 0.95,  # Skywork-13B's SFT script
+      'clip_norm': 1.0,  # ours: as ProLong
     }
   )
   c.train = ConfigDict(
     {
-      'steps': 100_000,  # ours
+      'steps': 100_000,  # ours: 420B tokens; the paper's is not public
       'micro_batches': 1,
       'carry_over': 'none',
       'init_from': '',
-      'log_every': 10,
+      'log_every': 10,  # ours
     }
   )
+  # ours: a kill costs no more than 1% of the stage
   c.checkpoint = ConfigDict({'every_steps': 1000, 'keep': 2})
   c.evals = ConfigDict(
     {
       'needle': {
         # ours: the paper's grid is not public, its claim reaches 200K.
         'lengths': (4096, 16_384, 65_536, 131_072, 204_800),
-        'num_depths': 11,
-        'samples': 10,
-        'num_needles': 4,
+        'num_depths': 11,  # ours: every 10%
+        'samples': 10,  # ours
+        'num_needles': 4,  # ours
       },
-      'table_lengths': (4096, 65_536),
-      'table_samples': 50,
-      'validation_len': 204_800,
-      'validation_rows': 64,
-      'batch_tokens': 1_638_400,
+      'table_lengths': (4096, 65_536),  # ours: short, and long
+      'table_samples': 50,  # ours
+      'validation_len': 204_800,  # the paper's 200K
+      'validation_rows': 64,  # ours
+      'batch_tokens': 1_638_400,  # ours: eight rows of 200K
     }
   )
+  if arg.true_long:
+    # Your own, for stage 4:
+    # --config.corpus.conversation_files.true_long.path=FILE.jsonl
+    c.corpus.conversation_files.true_long = ConfigDict(
+      {
+        'path': '',
+        'shape': 'auto',
+        'on_problem': 'skip',
+        'on_long': 'drop',
+        'max_len': 204_800,  # ours: as long as stage 4's rows
+      }
+    )
   if arg.tiny:
     common.shrink_to_laptop(c)
+    if arg.true_long:
+      c.corpus.conversation_files.true_long.max_len = 1024
     c.data.seq_len, c.data.batch_size = 128, 16
     c.optimizer.update(
       {
@@ -168,4 +196,5 @@ def get_config(arg: str = '') -> ConfigDict:
     c.rope.base = 1000.0
     c.train.steps = 200
     c.checkpoint.every_steps = 100
+  common.choose_topology(c, arg, TOPOLOGIES)
   return c

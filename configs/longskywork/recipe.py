@@ -6,6 +6,9 @@ tables carries a skill learned on short texts to long ones.
 
     longctx recipe --config=configs/longskywork/recipe.py:tiny \
         --workdir=runs/longskywork_tiny
+
+`:topology=v5p-64` is the paper's size on 32 chips, and `:true_long` its other
+mix in stage 4; options are joined by commas. Not run at scale.
 """
 
 from ml_collections import ConfigDict
