@@ -61,7 +61,7 @@ def get_config(arg: str = '') -> ConfigDict:
     )
     c.rope.base = 256_000.0  # sixteen times again
     c.mesh.context = 1
-    c.optimizer.peak_lr = 3e-3
+    c.optimizer.peak_lr = 1e-3
     c.optimizer.warmup_steps = 4
     c.train.steps = 40
     c.checkpoint.every_steps = 20

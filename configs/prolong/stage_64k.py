@@ -211,8 +211,8 @@ def get_config(arg: str = '') -> ConfigDict:
     c.optimizer.update(
       {
         'name': 'muon',
-        'peak_lr': 3e-3,
-        'adam_peak_lr': 6e-3,
+        'peak_lr': 1e-3,
+        'adam_peak_lr': 2e-3,
         'warmup_steps': 6,
         'weight_decay': 0.0,
       }
