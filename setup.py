@@ -60,6 +60,9 @@ setup(
       'hypothesis>=6.100',
       # TFDS 4.9.10 writes with it (the tests do) and does not declare it.
       'importlib-resources>=6',
+      # What executes the notebooks.
+      'ipykernel>=6',
+      'nbclient>=0.10',
       'pre-commit>=4',
       'pytest>=8',
       'pytest-xdist>=3.5',
