@@ -76,6 +76,10 @@ def run(monkeypatch, capsys, tmp_path):
       "--config: config option 'huge' is unknown; this file has tiny",
     ),
     (
+      ['train', f'--config={PRETRAIN}:topology=v9-1', '--workdir=WORKDIR'],
+      '--config: config option topology=v9-1 is unknown; this file has v5p-16',
+    ),
+    (
       ['train', f'--config={PRETRAIN}:tiny', '--workdri=WORKDIR'],
       "Unknown command line flag 'workdri'. Did you mean: workdir",
     ),
