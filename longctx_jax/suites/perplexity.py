@@ -20,6 +20,7 @@ import numpy as np
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.evals.predict import Predictor
 from longctx_jax.evals.validation import position_buckets
+from longctx_jax.progress import Progress
 
 _RESAMPLES = 1000  # ours: the interval's own error is a thirtieth of its width
 
@@ -67,17 +68,19 @@ def perplexity(
       ' --lengths'
     )
   rng = np.random.default_rng(seed)
-  losses = _losses(predictor, texts, begin)
+  contexts = context_lengths(length, num_targets)
+  with Progress('perplexity', len(texts) * (1 + len(contexts))) as progress:
+    losses = _losses(predictor, texts, begin, progress, 0)
+    cut_losses = {}
+    for i, n in enumerate(contexts, 1):
+      cut = [text[length - num_targets - n :] for text in texts]
+      found = _losses(predictor, cut, begin, progress, i * len(texts))
+      cut_losses[n] = found[:, -num_targets:]
   by_position = {
     f'{start}-{stop}': _mean(losses[:, max(start - 1, 0) : stop - 1], rng)
     for start, stop in position_buckets(length)
   }
-  by_context = {}
-  for n in context_lengths(length, num_targets):
-    cut = [text[length - num_targets - n :] for text in texts]
-    by_context[str(n)] = _mean(
-      _losses(predictor, cut, begin)[:, -num_targets:], rng
-    )
+  by_context = {str(n): _mean(each, rng) for n, each in cut_losses.items()}
   return {
     'num_documents': len(texts),
     'length': length,
@@ -98,10 +101,16 @@ def context_lengths(length: int, num_targets: int) -> list[int]:
   return [*found, most]
 
 
-def _losses(predictor, texts, begin) -> np.ndarray:
-  """[documents, tokens - 1] losses of the tokens after the first."""
+def _losses(predictor, texts, begin, progress, done) -> np.ndarray:
+  """[documents, tokens - 1] losses of the tokens after the first.
+
+  Texts of which `done` had been read are counted on from there.
+  """
   rows = [np.concatenate([begin, text]).astype(np.int32) for text in texts]
-  found = [losses for losses, _ in predictor.rows(rows)]
+  found = []
+  for losses, _ in predictor.rows(rows):
+    found.append(losses)
+    progress.update(done + len(found), {'loss': losses.mean()})
   return np.stack(found)[:, len(begin) :]
 
 

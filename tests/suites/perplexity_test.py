@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.progress import Progress
 from longctx_jax.suites.perplexity import context_lengths, perplexity
 
 LENGTH, TARGETS = 256, 32
@@ -68,6 +69,16 @@ def test_intervals_are_over_documents():
   # The mean of nine draws from 1 ... 9 has a deviation of 2.58 / 3.
   half = (found['loss']['high'] - found['loss']['low']) / 2
   assert half == pytest.approx(1.96 * 2.58 / 3, rel=0.1)
+
+
+def test_progress_counts_every_text_that_is_read(monkeypatch):
+  counted = []
+  monkeypatch.setattr(
+    Progress, 'update', lambda progress, done, values: counted.append(done)
+  )
+  _, model = measure([constant(1), constant(2)])
+  assert counted == list(range(1, len(model.asked) + 1))
+  assert len(counted) == 2 * (1 + len(context_lengths(LENGTH, TARGETS)))
 
 
 def test_short_documents_are_left_out_and_none_is_an_error():
