@@ -84,8 +84,9 @@ class BatchSource:
     """
     self._config, self._seed = config, seed
     self._num_rows = num_steps * config.batch_size
+    # A config file's names are sorted, those of a dictionary need not be.
     self._mixture = Mixture(
-      {name: s.weight for name, s in config.mixture.items()},
+      {name: s.weight for name, s in sorted(config.mixture.items())},
       seed,
       self._num_rows,
       later=[

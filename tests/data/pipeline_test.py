@@ -215,6 +215,16 @@ def test_weights_of_a_schedule_are_reached_at_its_steps(corpus):
   assert served['tables'] == pytest.approx(0.275 * 128 + 0.15 * 8, abs=1)
 
 
+def test_the_order_in_which_sources_are_named_does_not_change_rows(corpus):
+  source = source_of(corpus)
+  mixture = dict(reversed(data_config().mixture.items()))
+  config = dataclasses.replace(data_config(), mixture=mixture)
+  other = BatchSource(config, corpus, seed=0, num_steps=STEPS)
+  assert other.fingerprint == source.fingerprint
+  for i in range(len(source)):
+    assert equal(other[i], source[i])
+
+
 def test_more_steps_do_not_change_the_rows(corpus):
   source = source_of(corpus)
   longer = source_of(corpus, steps=9)
