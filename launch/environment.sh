@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: finds a Python, makes .venv, installs.
 # Usage: . launch/environment.sh [extras]     (extras: dev, ...)
 
