@@ -2,13 +2,22 @@
 
 import logging
 import sys
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import flags
 
+from longctx_jax import hosts, preemption
 from longctx_jax.checkpoint import CheckpointError
-from longctx_jax.command_line import USAGE, fail, parse_flags
+from longctx_jax.command_line import (
+  USAGE,
+  define_run_flags,
+  fail,
+  parse_flags,
+  profile_window,
+)
 from longctx_jax.config import (
   ConfigError,
   StageConfig,
@@ -82,20 +91,37 @@ def _prepare(argv: list[str]) -> None:
 
 
 def _recipe(argv: list[str]) -> None:
-  values = parse_flags('recipe', argv, config=True)
-  workdir = Path(values.workdir)
-  _print_summary(
-    run_recipe(stages_from_recipe(values.config), workdir), workdir
-  )
+  values = parse_flags('recipe', argv, config=True, define=define_run_flags)
+  _run(stages_from_recipe(values.config), values)
 
 
 def _train(argv: list[str]) -> None:
-  values = parse_flags('train', argv, config=True)
+  values = parse_flags('train', argv, config=True, define=define_run_flags)
   if 'stages' in values.config:
     fail('this config is of several stages: it is run by `longctx recipe`')
-  stage = from_config_dict(StageConfig, values.config)
+  _run((from_config_dict(StageConfig, values.config),), values)
+
+
+def _run(stages: tuple[StageConfig, ...], values: flags.FlagValues) -> None:
+  """Trains, with all processes of the run; the first one prints."""
+  profile_steps = profile_window(values.profile_steps)
+  preemption.listen()
+  hosts.start(
+    hosts.Start(
+      values.coordinator,
+      values.num_processes,
+      values.process_id,
+      values.start_timeout_s,
+    ),
+    hang_s=values.hang_s,
+  )
+  if not hosts.is_first():
+    logging.getLogger('longctx_jax').setLevel(logging.WARNING)
   workdir = Path(values.workdir)
-  _print_summary(run_recipe((stage,), workdir), workdir)
+  summary = run_recipe(stages, workdir, profile_steps=profile_steps)
+  if hosts.is_first():
+    _print_summary(summary, workdir)
+  hosts.finish()
 
 
 def _report(argv: list[str]) -> None:
@@ -202,11 +228,31 @@ def main() -> None:
   flags.FLAGS.mark_as_parsed()
   try:
     VERBS[verb](rest)
+  except CheckpointError as error:
+    hosts.wait_for_verdict()  # all write together: perhaps another one is gone
+    _end(str(error), 1)
   except USER_ERRORS as error:
-    print(f'longctx: {error}', file=sys.stderr)
-    raise SystemExit(1) from None
+    _end(str(error), 1)
+  except hosts.UnreachableError as error:
+    _end(str(error), hosts.RESTART_CODE)
+  except preemption.Preempted as stopped:
+    _end(f'{stopped}; the same command goes on', hosts.RESTART_CODE)
   except KeyboardInterrupt:
-    fail('interrupted; the same command goes on where it stopped')
+    _end('interrupted; the same command goes on where it stopped', 2)
+  except Exception as error:
+    if hosts.count() == 1:
+      raise
+    # Ends here where another process is gone, which this error then is about.
+    hosts.wait_for_verdict()
+    traceback.print_exc()
+    _end(f'{type(error).__name__}: {str(error).partition(chr(10))[0]}', 1)
+
+
+def _end(line: str, code: int) -> NoReturn:
+  """Ends this process with one line, and all others of the run with it."""
+  print(f'longctx: {line}', file=sys.stderr)
+  hosts.leave(line, code)
+  raise SystemExit(code)
 
 
 if __name__ == '__main__':

@@ -5,11 +5,14 @@ that comes later is found on restore: Orbax notices a truncated file, but hands
 back a flipped bit as if nothing were wrong, so every array is saved with a
 checksum of its bits. A damaged checkpoint is set aside and the one before it
 taken.
+
+Of several processes each writes the shards that it has, to the same directory;
+any number of them restores. All must call the same functions in the same order.
 """
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from longctx_jax import hosts
 from longctx_jax.data.pipeline import DataState
 
 log = logging.getLogger(__name__)
@@ -48,9 +52,11 @@ class Checkpoints:
     *,
     config_json: str,
     tokenizer_fingerprint: str,
-    elapsed_s: float,
+    clock: Mapping[str, float],
   ) -> None:
     """Starts writing the state after `data_state.step` steps.
+
+    `clock` is given back by `restore_latest`.
 
     Raises:
       CheckpointError: this or an earlier write failed (a full disk, say).
@@ -61,7 +67,7 @@ class Checkpoints:
       'data': data_state._asdict(),
       'config': config_json,
       'tokenizer': tokenizer_fingerprint,
-      'elapsed_s': elapsed_s,
+      'clock': dict(clock),
       'checksums': _checksums(state),
     }
     args = ocp.args.Composite(
@@ -91,8 +97,9 @@ class Checkpoints:
     try:
       write()
     except Exception as error:
-      for unfinished in self.directory.glob('*.orbax-checkpoint-tmp'):
-        shutil.rmtree(unfinished, ignore_errors=True)
+      if hosts.is_first():
+        for unfinished in self.directory.glob('*.orbax-checkpoint-tmp'):
+          shutil.rmtree(unfinished, ignore_errors=True)
       raise self._write_error(_reason(error)) from error
 
   def _write_error(self, reason: str) -> CheckpointError:
@@ -108,8 +115,8 @@ class Checkpoints:
 
   def restore_latest(
     self, state_like: NamedTuple
-  ) -> tuple[NamedTuple, DataState, float] | None:
-    """The newest undamaged state, its data state and its elapsed seconds.
+  ) -> tuple[NamedTuple, DataState, dict[str, float] | None] | None:
+    """The newest undamaged state, its data state and its clock, if it has one.
 
     Args:
       state_like: arrays or ShapeDtypeStructs with the shardings wanted.
@@ -117,39 +124,55 @@ class Checkpoints:
     Returns:
       None where there is no usable checkpoint.
     """
-    for step in reversed(self.steps()):
+    for step in hosts.told(lambda: self.steps()[::-1]):
+      restored = self._restore_or_set_aside(step, state_like._asdict())
+      if restored is not None:
+        state, meta = restored
+        return (
+          type(state_like)(**state),
+          DataState(**meta['data']),
+          meta.get('clock'),
+        )
+    return None
+
+  def _restore_or_set_aside(self, step, state_like):
+    """(state, metadata); None where any process found it damaged."""
+    restored = error = None
+    try:
+      restored = self._restore(step, state_like)
+    except Exception as caught:
+      error = caught
+    if hosts.all_succeeded(error is None):
+      # All have all of it: the checksums are of arrays that lie on all.
       try:
-        state, meta = self._restore(step, state_like._asdict())
-      except Exception as error:
-        self._set_aside(step, error)
-        continue
-      return (
-        type(state_like)(**state),
-        DataState(**meta['data']),
-        meta['elapsed_s'],
-      )
+        _verify(restored['state'], restored['meta'])
+      except CheckpointError as caught:
+        error = caught
+      else:
+        return restored['state'], restored['meta']
+    self._set_aside(step, error)
     return None
 
   def _restore(self, step, state_like):
-    restored = self._manager.restore(
+    return self._manager.restore(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardRestore(_abstract(state_like)),
         meta=ocp.args.JsonRestore(),
       ),
     )
-    _verify(restored['state'], restored['meta'])
-    return restored['state'], restored['meta']
 
   def _set_aside(self, step, error):
     damaged = self.directory / f'damaged_{step}'
     log.warning(
       'checkpoint %s is damaged (%s): moved to %s, trying the one before',
       self.directory / str(step),
-      _reason(error),
+      _reason(error) if error else 'as another process found',
       damaged.name,
     )
-    (self.directory / str(step)).rename(damaged)
+    if hosts.is_first():
+      (self.directory / str(step)).rename(damaged)
+    hosts.told(lambda: None)  # it is gone for all
     self._manager.close()
     self._manager = self._open()
 

@@ -96,6 +96,42 @@ def parse_flags(
   return values
 
 
+def define_run_flags(values: flags.FlagValues) -> None:
+  """Flags of the verbs that train: nothing of what is trained."""
+  flags.DEFINE_string(
+    'coordinator',
+    '',
+    'HOST:PORT of process 0, with the two flags below; not needed on TPU pods,'
+    ' Slurm, Open MPI, Kubernetes, nor for one process',
+    flag_values=values,
+  )
+  for name, default, least, what in (
+    ('num_processes', None, 1, 'processes of this run, on all hosts'),
+    ('process_id', None, 0, 'which of them this is, from 0'),
+    ('start_timeout_s', 300, 1, 'seconds to wait for the other processes'),
+    ('hang_s', 600, 1, 'seconds without a step until it is said who lags'),
+  ):
+    flags.DEFINE_integer(
+      name, default, what, lower_bound=least, flag_values=values
+    )
+  flags.DEFINE_string(
+    'profile_steps',
+    '',
+    'FIRST,STOP: steps of each stage to profile, for TensorBoard',
+    flag_values=values,
+  )
+
+
+def profile_window(text: str) -> tuple[int, int] | None:
+  """(first, stop) of --profile_steps; None if it is not given."""
+  if not text:
+    return None
+  first, _, stop = text.partition(',')
+  if not (first.isdecimal() and stop.isdecimal() and int(first) < int(stop)):
+    fail(f'--profile_steps={text}: give FIRST,STOP, such as 10,13')
+  return int(first), int(stop)
+
+
 def _config_file(argv: list[str]) -> str:
   """The file that --config=FILE.py:options names, or ''."""
   for i, flag in enumerate(argv):

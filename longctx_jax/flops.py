@@ -55,29 +55,48 @@ def training_flops(
 class Throughput:
   """Rates since the last time they were taken; the first include compiling."""
 
-  def __init__(self, config: ModelConfig, devices: np.ndarray):
+  def __init__(
+    self, config: ModelConfig, devices: np.ndarray, batch: tuple[int, int]
+  ):
+    """`batch` is [B, T], whose rows would be one document each if `causal`."""
     kind = devices.flat[0].device_kind
     self._peak = PEAK_FLOPS.get(kind, math.nan) * devices.size
-    self._config = config
+    self._config, self._num_devices = config, devices.size
+    B, T = batch
+    self._causal = training_flops(config, B * T, B * T * (T + 1) / 2)
     self._reset()
 
   def _reset(self):
     self._began = time.monotonic()
-    self._tokens = self._flops = 0.0
+    self._steps = 0
+    self._tokens = self._flops = self._data_wait_s = 0.0
 
-  def add(self, num_tokens: float, attended_pairs: float) -> None:
+  def add(
+    self, num_tokens: float, attended_pairs: float, data_wait_s: float
+  ) -> None:
     """Counts one step."""
+    self._steps += 1
     self._tokens += num_tokens
     self._flops += training_flops(self._config, num_tokens, attended_pairs)
+    self._data_wait_s += data_wait_s
 
   def take(self) -> dict[str, float]:
-    """Tokens and model FLOPs a second; `mfu` too where the peak is known."""
+    """Seconds a step, tokens and model FLOPs a second.
+
+    `mfu` too where the peak is known; `mfu_causal` counts padding and every
+    pair of a row that is not in the future, as others do.
+    """
     seconds = time.monotonic() - self._began
     rates = {
+      'step_s': seconds / self._steps,
+      'data_wait_s': self._data_wait_s / self._steps,
       'tokens_per_s': self._tokens / seconds,
+      'tokens_per_s_per_chip': self._tokens / seconds / self._num_devices,
       'model_flops_per_s': self._flops / seconds,
     }
     if not math.isnan(self._peak):
+      causal = self._causal * self._steps / seconds
       rates['mfu'] = rates['model_flops_per_s'] / self._peak
+      rates['mfu_causal'] = causal / self._peak
     self._reset()
     return rates

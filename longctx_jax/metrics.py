@@ -41,6 +41,22 @@ class MetricsWriter:
     self._events.close()
 
 
+class NoMetrics:
+  """Writes nothing: of several processes all but the first."""
+
+  def write(self, step: int, metrics: dict[str, float]) -> None:
+    """Does nothing."""
+
+  def flush(self) -> None:
+    """Does nothing."""
+
+  def __enter__(self) -> 'NoMetrics':
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    pass
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
   """The records of a metrics.jsonl; a line cut off by a kill is left out."""
   if not path.exists():

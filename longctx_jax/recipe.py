@@ -3,6 +3,9 @@
 A stage that has its results.json is done and is not run again; a stage that
 was interrupted goes on from its newest checkpoint. So the same command, given
 again after any kill, ends in the same weights.
+
+Of several processes the first makes the corpus and writes; all train and
+evaluate. They share the disk that the workdir is on.
 """
 
 import contextlib
@@ -16,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from longctx_jax import sharding
+from longctx_jax import hosts, sharding
 from longctx_jax.checkpoint import restore_state
 from longctx_jax.config import (
   ConfigError,
@@ -52,35 +55,46 @@ class Predecessor(NamedTuple):
 
 
 def run_recipe(
-  stages: tuple[StageConfig, ...], workdir: Path
+  stages: tuple[StageConfig, ...],
+  workdir: Path,
+  *,
+  profile_steps: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
   """Runs all stages, evaluates after each, writes the report; the summary.
+
+  Args:
+    stages: in order.
+    workdir: of the run, the same directory for all processes.
+    profile_steps: steps [first, stop) of each stage to profile.
 
   Raises:
     ConfigError: stages that don't fit together, the mesh or the workdir; or
       another run has the workdir.
   """
+  started_unix = time.time()
   check_stages(stages)
+  hosts.check_same(config_hash(*stages), '--config')
   meshes = [sharding.make_mesh(stage.mesh) for stage in stages]
   for stage, mesh in zip(stages, meshes, strict=True):
     sharding.check_divisible(stage, mesh)
   check_start(stages[0])
   # Of a run on several hosts, the first one answers for all.
   lock = contextlib.nullcontext()
-  if not jax.process_index():
+  if hosts.is_first():
     lock = directory_lock(workdir, workdir / 'lock', '--workdir')
   with lock:
-    return _run_stages(stages, meshes, workdir)
+    return _run_stages(stages, meshes, workdir, profile_steps, started_unix)
 
 
-def _run_stages(stages, meshes, workdir) -> dict[str, Any]:
-  claim_workdir(
-    workdir, {'stages': [dataclasses.asdict(stage) for stage in stages]}
-  )
+def _run_stages(
+  stages, meshes, workdir, profile_steps, started_unix
+) -> dict[str, Any]:
+  if hosts.is_first():
+    claim_workdir(
+      workdir, {'stages': [dataclasses.asdict(stage) for stage in stages]}
+    )
   began = time.monotonic()
-  corpus = prepare_corpus(
-    stages[0].corpus, workdir / 'corpus', seed=stages[0].seed
-  )
+  corpus = _shared_corpus(stages[0], workdir)
   log.info('corpus: ready after %.0f s', time.monotonic() - began)
   results = []
   for i, (stage, mesh) in enumerate(zip(stages, meshes, strict=True)):
@@ -89,12 +103,42 @@ def _run_stages(stages, meshes, workdir) -> dict[str, Any]:
       stages[i - 1], stage_directory(workdir, i - 1, stages[i - 1].name)
     )
     results.append(
-      run_stage(stage, corpus, directory, mesh, before if i else None)
+      run_stage(
+        stage,
+        corpus,
+        directory,
+        mesh,
+        before if i else None,
+        profile_steps=profile_steps,
+        started_unix=started_unix,
+      )
     )
     summary = summarise(stages[: i + 1], results)
-    write_atomically(workdir / 'summary.json', json.dumps(summary, indent=2))
-    write_report(stages[: i + 1], workdir)
+    if hosts.is_first():
+      write_atomically(workdir / 'summary.json', json.dumps(summary, indent=2))
+      write_report(stages[: i + 1], workdir)
+    started_unix = time.time()
   return summary
+
+
+def _shared_corpus(stage: StageConfig, workdir: Path) -> Corpus:
+  """The corpus, made by the first process and opened by all."""
+  directory = workdir / 'corpus'
+
+  def prepare():
+    return prepare_corpus(stage.corpus, directory, seed=stage.seed)
+
+  if hosts.is_first():
+    corpus = prepare()
+    hosts.told(lambda: None)  # it is there
+    return corpus
+  hosts.told(lambda: None)
+  if not stage.corpus.prepared and not directory.is_dir():
+    raise ConfigError(
+      f'process {hosts.index()} does not see {directory}, which process 0 made:'
+      ' --workdir must be the same directory, on a disk that all hosts share'
+    )
+  return prepare()
 
 
 def rewrite_report(workdir: Path) -> Path:
@@ -116,6 +160,9 @@ def run_stage(
   directory: Path,
   mesh: Mesh,
   before: Predecessor | None,
+  *,
+  profile_steps: tuple[int, int] | None = None,
+  started_unix: float | None = None,
 ) -> dict[str, Any]:
   """Trains and evaluates one stage, or returns the results it has already.
 
@@ -124,27 +171,39 @@ def run_stage(
   done by the new RoPE alone.
   """
   path = directory / 'results.json'
-  if path.exists():
+  done = hosts.told(lambda: path.read_text() if path.exists() else None)
+  if done:
     log.info('%s: done before', stage.name)
-    return json.loads(path.read_text())
+    return json.loads(done)
   start = start_state(stage, corpus, mesh, before)
   untrained = None
   if rope_before(stage, before) not in (None, stage.rope):
     log.info('%s: RoPE changed, nothing trained yet:', stage.name)
     predictor = Predictor.of_stage(stage, start.params, mesh)
     untrained = needle_grids(stage, predictor, corpus)
-  trained = train(stage, corpus, directory, mesh, start)
+  trained = train(
+    stage,
+    corpus,
+    directory,
+    mesh,
+    start,
+    profile_steps=profile_steps,
+    started_unix=started_unix,
+  )
+  hosts.now_doing('evaluating')
   evals = evaluate(stage, trained.state.params, corpus, mesh)
   results = {
     'name': stage.name,
     'steps': stage.train.steps,
     'tokens': stage.train.steps * stage.data.batch_size * stage.data.seq_len,
     'train_wall_s': trained.elapsed_s,
+    'goodput': trained.goodput,
     'epochs': trained.epochs,
     'needle_untrained': untrained,
     'evals': evals,
   }
-  write_atomically(path, json.dumps(results, indent=2))
+  if hosts.is_first():
+    write_atomically(path, json.dumps(results, indent=2))
   return results
 
 

@@ -18,6 +18,17 @@ ALLOWED = {
   'longctx_jax.config_from_dict': (),
   'longctx_jax.corpus_config': ('longctx_jax.config_from_dict',),
   'longctx_jax.directory_lock': ('longctx_jax.config_from_dict',),
+  'longctx_jax.last_words': (),
+  'longctx_jax.host_watch': (),
+  'longctx_jax.goodput': (),
+  'longctx_jax.memory_peak': (),
+  'longctx_jax.profile_window': (),
+  'longctx_jax.hosts': (
+    'longctx_jax.config_from_dict',
+    'longctx_jax.host_watch',
+    'longctx_jax.last_words',
+  ),
+  'longctx_jax.preemption': ('longctx_jax.hosts',),
   'longctx_jax.data_config': ('longctx_jax.config_from_dict',),
   'longctx_jax.config': (
     'longctx_jax.config_from_dict',

@@ -36,7 +36,7 @@ def save_all(directory, *states):
       DataState(step, seed=0, fingerprint='abc'),
       config_json='{}',
       tokenizer_fingerprint='tok',
-      elapsed_s=1.5 * step,
+      clock={'step': 1.5 * step},
     )
   checkpoints.close()
 
@@ -64,16 +64,14 @@ def truncate(path):
 
 
 def test_a_restored_state_has_the_saved_bits(saved):
-  state, data, elapsed_s = Checkpoints(saved, keep=2).restore_latest(
-    state_at(0)
-  )
+  state, data, clock = Checkpoints(saved, keep=2).restore_latest(state_at(0))
   np.testing.assert_array_equal(state.params['w'], state_at(2).params['w'])
   np.testing.assert_array_equal(
     state.opt_state['mu'], state_at(2).opt_state['mu']
   )
   assert state.opt_state['mu'].dtype == jnp.bfloat16
   assert data == DataState(2, 0, 'abc')
-  assert elapsed_s == 3.0
+  assert clock == {'step': 3.0}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +118,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     data._replace(step=2),
     config_json='{}',
     tokenizer_fingerprint='tok',
-    elapsed_s=3.0,
+    clock={'step': 3.0},
   )
   checkpoints.wait()
   assert checkpoints.steps() == [1, 2]
@@ -135,7 +133,7 @@ def test_only_so_many_checkpoints_are_kept(tmp_path):
       DataState(step, 0, 'abc'),
       config_json='{}',
       tokenizer_fingerprint='tok',
-      elapsed_s=0.0,
+      clock={'step': 0.0},
     )
   checkpoints.wait()
   assert checkpoints.steps() == [2, 3]
@@ -151,7 +149,7 @@ def test_a_full_disk_is_found_before_anything_is_written(saved, monkeypatch):
       DataState(3, 0, 'abc'),
       config_json='{}',
       tokenizer_fingerprint='tok',
-      elapsed_s=0.0,
+      clock={'step': 0.0},
     )
   assert checkpoints.steps() == [1, 2]
   assert not list(saved.glob('3*'))

@@ -41,9 +41,9 @@ def rates(kind, seconds, monkeypatch):
   clock = iter([0.0, seconds, seconds])
   monkeypatch.setattr(flops.time, 'monotonic', lambda: next(clock))
   devices = np.array([types.SimpleNamespace(device_kind=kind)] * 4)
-  throughput = flops.Throughput(CONFIG.model, devices)
-  throughput.add(100, 1000)
-  throughput.add(300, 5000)
+  throughput = flops.Throughput(CONFIG.model, devices, (2, 300))
+  throughput.add(100, 1000, 0.25)
+  throughput.add(300, 5000, 0.75)
   return throughput.take()
 
 
@@ -51,8 +51,14 @@ def test_rates_are_sums_over_seconds(monkeypatch):
   total = flops.training_flops(CONFIG.model, 400, 6000)
   got = rates('TPU v5', 2.0, monkeypatch)
   assert got['tokens_per_s'] == 200
+  assert got['tokens_per_s_per_chip'] == 50
+  assert got['step_s'] == 1
+  assert got['data_wait_s'] == 0.5
   assert got['model_flops_per_s'] == pytest.approx(total / 2)
   assert got['mfu'] == pytest.approx(total / 2 / (4 * 459e12))
+  # Two steps of two rows of 300 tokens, each read as one whole document.
+  causal = flops.training_flops(CONFIG.model, 1200, 4 * 300 * 301 / 2)
+  assert got['mfu_causal'] == pytest.approx(causal / 2 / (4 * 459e12))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from longctx_jax import sharding
@@ -113,17 +114,21 @@ class Predictor:
     for first in range(0, len(rows), batch_size):
       group = rows[first : first + batch_size]
       padded = _pad_rows(group, batch_size, T)
-      batch = jax.device_put(
-        Batch(*(to_layout(x, *layout) for x in padded)),
-        sharding.batch_sharding(self._mesh),
-      )
+      batch = Batch(*(self._put(to_layout(x, *layout)) for x in padded))
+      # Every process gets all of it, whatever part lies on its devices.
       losses, predictions = (
-        from_layout(np.asarray(x), *layout)
+        from_layout(process_allgather(x, tiled=True), *layout)
         for x in _predict(graph, self._params, batch)
       )
       for k, row in enumerate(group):
         used = len(row) - 1
         yield losses[k, :used], predictions[k, :used]
+
+  def _put(self, x):
+    """[B, T], the same on all processes, onto the mesh."""
+    return jax.make_array_from_callback(
+      x.shape, sharding.batch_sharding(self._mesh), lambda index: x[index]
+    )
 
 
 def _pad_rows(rows, batch_size, T) -> Batch:

@@ -94,7 +94,7 @@ def test_a_stage_of_a_run_becomes_the_model_that_it_trained(
       DataState(1, seed=0, fingerprint=''),
       config_json='{}',
       tokenizer_fingerprint=tokenizer.fingerprint,
-      elapsed_s=0.0,
+      clock={'step': 0.0},
     )
     checkpoints.close()
     (directory / 'results.json').write_text('{}')
