@@ -56,6 +56,8 @@ setup(
     'cuda': ['jax[cuda12]>=0.10'],
     'tpu': ['jax[tpu]>=0.10'],
     'formats': FORMATS,
+    # libtpu, of the version that this jax is made for.
+    'plan': ['jax[tpu]'],
     # What our models are compared with; torch's wheel may be gigabytes.
     'parity': ['torch==2.13.0', 'transformers>=5'],
     'dev': [

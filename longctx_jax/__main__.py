@@ -36,6 +36,7 @@ from longctx_jax.model_verbs import (
   evaluate_verb,
   generate_verb,
 )
+from longctx_jax.plan_verb import plan_verb
 from longctx_jax.recipe import rewrite_report, run_recipe
 from longctx_jax.weights.tensor_table import WeightsError
 
@@ -175,6 +176,7 @@ VERBS = {
   'train': _train,
   'report': _report,
   'inspect': _inspect,
+  'plan': plan_verb,
   'convert': convert_verb,
   'generate': generate_verb,
   'evaluate': evaluate_verb,

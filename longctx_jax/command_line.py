@@ -25,6 +25,9 @@ usage: longctx VERB --config=FILE.py[:options] [--config.field=value] \
   train    run one stage alone, evaluate it, write a report
            longctx train --config=configs/longskywork/pretrain.py:tiny \
 --workdir=runs/pretrain
+  plan     will a stage fit on these TPUs, and how fast is it: compiled here
+           longctx plan --config=configs/longskywork/cip.py \
+--topology=v5p:4x4x4
   report   write the report of a workdir again
            longctx report --workdir=runs/tiny
   inspect  show the rows of a step, and what the steps after it take
@@ -54,8 +57,8 @@ def parse_flags(
 ) -> flags.FlagValues:
   """Flags of a verb; exits with one line on a bad one.
 
-  Every verb has one of `directories` (name -> meaning), and the flags that it
-  will `define`.
+  A verb has one of `directories` (name -> meaning) if it has any, and the flags
+  that it will `define`.
   """
   values = flags.FlagValues()
   for name, meaning in directories.items():
@@ -89,7 +92,7 @@ def parse_flags(
   if rest:
     fail(f'unexpected argument {rest[0]!r} {hint}')
   given = [name for name in directories if values[name].value]
-  if len(given) != 1:
+  if directories and len(given) != 1:
     wanted = ' or '.join(f'--{name}=DIR' for name in directories)
     what = 'is missing' if not given else 'are two: give one'
     fail(f'{wanted} {what} {hint}')

@@ -19,8 +19,9 @@ def write_page(
   path: Path,
   values: Mapping[str, Any],
   filters: Mapping[str, Callable[..., Any]],
+  template: str = '',
 ) -> None:
-  """Writes the page of the template that is named as the file is."""
+  """Writes the page of a template, by default of that named as the file is."""
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('longctx_jax'),
     autoescape=True,
@@ -29,7 +30,7 @@ def write_page(
     lstrip_blocks=True,
   )
   environment.filters |= {'percent': percent, 'commas': commas, **filters}
-  page = environment.get_template(path.name).render(**values)
+  page = environment.get_template(template or path.name).render(**values)
   # Character references read the same in whatever encoding the file is
   # written and served.
   write_atomically(path, page.encode('ascii', 'xmlcharrefreplace').decode())

@@ -1,5 +1,6 @@
 """A stage's training state, and the compiled step that updates it."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -31,16 +32,40 @@ def make_model(config: StageConfig) -> Transformer:
   return Transformer(config.model, config.rope, rngs=nnx.Rngs(config.seed))
 
 
+def _first_state(config):
+  """The state before the first step."""
+  optimizer = make_optimizer(config.optimizer, config.train.steps)
+  params = nnx.to_pure_dict(nnx.state(make_model(config)))
+  return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
 def init_state(config: StageConfig, mesh: Mesh) -> TrainState:
   """The state before the first step, each array made where it belongs."""
-  optimizer = make_optimizer(config.optimizer, config.train.steps)
-
-  def init():
-    params = nnx.to_pure_dict(nnx.state(make_model(config)))
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
-
+  init = functools.partial(_first_state, config)
   shardings = sharding.param_shardings(jax.eval_shape(init), mesh)
   return jax.jit(init, out_shardings=shardings)()
+
+
+def abstract_state(config: StageConfig, mesh: Mesh) -> TrainState:
+  """`init_state` in shapes, dtypes and places alone: nothing is made."""
+  shapes = jax.eval_shape(functools.partial(_first_state, config))
+
+  def place(leaf, where):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+  return jax.tree.map(place, shapes, sharding.param_shardings(shapes, mesh))
+
+
+def abstract_batch(config: StageConfig, mesh: Mesh) -> Batch:
+  """A batch on the mesh, in shapes, dtypes and places alone."""
+  shape = config.data.batch_size, config.data.seq_len
+  place = functools.partial(
+    jax.ShapeDtypeStruct, shape, sharding=sharding.batch_sharding(mesh)
+  )
+  dtypes = {'loss_weights': jnp.float32}
+  return Batch(
+    **{name: place(dtypes.get(name, jnp.int32)) for name in Batch._fields}
+  )
 
 
 def mean_loss_and_grads(

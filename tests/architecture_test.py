@@ -101,6 +101,17 @@ ALLOWED = {
     'longctx_jax.sharding',
     'longctx_jax.workdir',
   ),
+  'longctx_jax.plan.': (
+    'longctx_jax.plan.',
+    'longctx_jax.ops.',
+    'longctx_jax.config',
+    'longctx_jax.config_from_dict',
+    'longctx_jax.figures',
+    'longctx_jax.flops',
+    'longctx_jax.html_page',
+    'longctx_jax.sharding',
+    'longctx_jax.train_step',
+  ),
   'configs.': ('configs.',),
 }
 # Module -> what it must not import, directly.
@@ -183,7 +194,11 @@ def test_only_the_command_line_knows_of_flags_and_config_dicts(path):
   roots = {module.split('.')[0] for module in imported_modules(path)}
   if module_name(path) == 'longctx_jax.command_line':
     assert {'absl', 'ml_collections'} <= roots
-  elif module_name(path) in ('longctx_jax.__main__', 'longctx_jax.model_verbs'):
+  elif module_name(path) in (
+    'longctx_jax.__main__',
+    'longctx_jax.model_verbs',
+    'longctx_jax.plan_verb',
+  ):
     assert 'absl' in roots
     assert 'ml_collections' not in roots
   else:

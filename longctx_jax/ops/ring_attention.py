@@ -79,6 +79,28 @@ def needed_hops(needed: Bool[Array, 'R R'], layout: Layout) -> Hops:
   return Hops(up, down[up])
 
 
+# Loops whose trips are decided at run time carry these names into the compiled
+# program, by which `longctx plan` knows them there.
+UP, DOWN, LATE, BACK, ONWARD = (
+  f'ring_{name}' for name in ('up', 'down', 'late', 'back', 'onward')
+)
+
+
+def loop_trips(hops: Hops, num_shards: int) -> dict[tuple[str, ...], int]:
+  """How often each loop runs in a ring that makes these hops, by its names."""
+  trips = {}
+  for leg, first, last in ((UP, 0, hops.up), (DOWN, 1, hops.down)):
+    moves = max(int(last) - first, 0)
+    back, onward = map(int, way_home(last, num_shards))
+    trips |= {
+      (leg,): moves,
+      (leg, LATE): min(moves, 1),
+      (leg, BACK): back,
+      (leg, ONWARD): onward,
+    }
+  return trips
+
+
 def way_home(hops: Array, num_shards: int) -> tuple[Array, Array]:
   """Hops back and hops onward, one of them 0, of the shorter way round."""
   onward = (num_shards - hops) % num_shards
@@ -159,7 +181,9 @@ def _backward(ring, residuals, d_out):
     kv, dkv, dq = jax.lax.fori_loop(
       leg.first, leg.hops, one_hop, (kv, none, dq)
     )
-    dkv = tour.move_by(dkv, leg.shift, jnp.minimum(leg.hops - leg.first, 1))
+    with jax.named_scope(LATE):
+      moves = jnp.minimum(leg.hops - leg.first, 1)
+      dkv = tour.move_by(dkv, leg.shift, moves)
     dq, to_dkv = visit(dq, kv, tour.keys(leg, leg.hops))
     dkv = tour.bring_home(add(dkv, to_dkv), leg)
     return dq, add(dkv_home, dkv)
@@ -224,17 +248,19 @@ class _Tour:
 
   def run(self, travel, kv, carry):
     """carry = travel(leg, kv, carry) upwards, then down if keys go there."""
-    carry = travel(_Leg(1, 0, self._hops.up), kv, carry)
+    with jax.named_scope(UP):
+      carry = travel(_Leg(1, 0, self._hops.up), kv, carry)
     if self._ring.layout == 'contiguous':
       return carry
     down = _Leg(-1, 1, self._hops.down)
-    return jax.lax.cond(
-      down.hops > 0,
-      lambda kv, carry: travel(down, self.move(kv, -1), carry),
-      lambda kv, carry: carry,
-      kv,
-      carry,
-    )
+    with jax.named_scope(DOWN):
+      return jax.lax.cond(
+        down.hops > 0,
+        lambda kv, carry: travel(down, self.move(kv, -1), carry),
+        lambda kv, carry: carry,
+        kv,
+        carry,
+      )
 
   def keys(self, leg: _Leg, distance) -> Place:
     """Places of the keys that came `distance` hops."""
@@ -256,5 +282,7 @@ class _Tour:
   def bring_home(self, tree, leg: _Leg):
     """Back from `leg.hops` hops away, the shorter way round."""
     back, onward = way_home(leg.hops, self._ring.num_shards)
-    tree = self.move_by(tree, -leg.shift, back)
-    return self.move_by(tree, leg.shift, onward)
+    with jax.named_scope(BACK):
+      tree = self.move_by(tree, -leg.shift, back)
+    with jax.named_scope(ONWARD):
+      return self.move_by(tree, leg.shift, onward)

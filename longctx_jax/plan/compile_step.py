@@ -1,0 +1,154 @@
+"""A stage's real train step, compiled for chips that are not there.
+
+No parameter is ever made: the step is traced and compiled from shapes, dtypes
+and places. A step that is too large is an answer, with its figures.
+"""
+
+import importlib.metadata
+import math
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from longctx_jax import sharding
+from longctx_jax.config import ConfigError, StageConfig
+from longctx_jax.plan.topology import GIB, Chip, quiet_libtpu
+from longctx_jax.train_step import (
+  abstract_batch,
+  abstract_state,
+  make_train_step,
+)
+
+
+class Memory(NamedTuple):
+  """Bytes on one chip, as the compiler lays them out."""
+
+  arguments: int  # parameters, optimizer state and the batch
+  temporaries: int
+  outputs: int
+  aliased: int  # outputs in the place of arguments: the updated state
+  total: int  # of all these, which is what has to be free
+  capacity: int
+
+  @property
+  def fits(self) -> bool:
+    """Whether a program of this size can be loaded."""
+    return self.total <= self.capacity
+
+
+class CompiledStep(NamedTuple):
+  """What the compiler makes of a step; there may be no `text` to go on."""
+
+  memory: Memory
+  jaxpr: Any  # of the step, before it is split over chips
+  text: str  # the optimised program
+  problem: str  # why there is no text
+  cost: dict[str, float]  # XLA's own analysis; it counts loop bodies once
+  seconds: float
+
+
+def compile_step(
+  config: StageConfig, mesh: jax.sharding.Mesh, chip: Chip
+) -> CompiledStep:
+  """Compiles the stage's step for `mesh`.
+
+  Raises:
+    ConfigError: sizes that don't fit the mesh, or a step that does not compile
+      for another reason than its size.
+  """
+  sharding.check_divisible(config, mesh)
+  state, batch = abstract_state(config, mesh), abstract_batch(config, mesh)
+  began = time.monotonic()
+  traced = make_train_step(config, mesh).trace(state, batch)
+  with quiet_libtpu():
+    try:
+      compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+      memory = memory_of_refusal(
+        str(error), arguments=_bytes_on_a_chip((state, batch))
+      )
+      if memory is None:
+        raise ConfigError(
+          f'{config.name} does not compile for {chip.name}:'
+          f' {_first_line(error)}'
+        ) from error
+      seconds = time.monotonic() - began
+      problem = 'nothing is predicted of what does not fit'
+      return CompiledStep(memory, traced.jaxpr, '', problem, {}, seconds)
+    text, problem = _text(compiled)
+  analysis = compiled.memory_analysis()
+  memory = Memory(
+    arguments=analysis.argument_size_in_bytes,
+    temporaries=analysis.temp_size_in_bytes,
+    outputs=analysis.output_size_in_bytes,
+    aliased=analysis.alias_size_in_bytes,
+    total=analysis.argument_size_in_bytes
+    + analysis.temp_size_in_bytes
+    + analysis.output_size_in_bytes
+    - analysis.alias_size_in_bytes,
+    capacity=chip.hbm_bytes,
+  )
+  cost = {
+    name: float(value)
+    for name, value in compiled.cost_analysis().items()
+    if name in ('flops', 'bytes accessed')
+  }
+  seconds = time.monotonic() - began
+  return CompiledStep(memory, traced.jaxpr, text, problem, cost, seconds)
+
+
+def memory_of_refusal(message: str, *, arguments: int) -> Memory | None:
+  """Figures out of XLA's refusal of a program that is too large, or None.
+
+  What it calls temporaries includes the arguments. Outputs take the place of
+  arguments, but for a few numbers.
+  """
+  found = re.search(
+    r'CompileTimeHbmOom.*?\(([\d.]+)([KMG])\) exceeds available HBM'
+    r' \(([\d.]+)([KMG])\)',
+    message,
+    re.DOTALL,
+  ) or re.search(
+    r'Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm', message, re.DOTALL
+  )
+  if not found:
+    return None
+  total, capacity = (
+    int(float(number) * {'K': 2**10, 'M': 2**20, 'G': GIB}[unit])
+    for number, unit in (found.groups()[:2], found.groups()[2:])
+  )
+  return Memory(
+    arguments=arguments,
+    temporaries=total - arguments,
+    outputs=arguments,
+    aliased=arguments,
+    total=total,
+    capacity=capacity,
+  )
+
+
+def _bytes_on_a_chip(tree):
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    total += leaf.dtype.itemsize * math.prod(shape)
+  return total
+
+
+def _text(compiled):
+  """The optimised program; '' and why not if this jaxlib cannot read it."""
+  try:
+    return compiled.as_text(), ''
+  except jax.errors.JaxRuntimeError:
+    installed = importlib.metadata.version('libtpu')
+    return '', (
+      f'jaxlib {jax.lib.__version__} cannot read what libtpu {installed} wrote,'
+      " so nothing is predicted: pip install 'longctx_jax[plan]' takes the one"
+      ' that it is made for'
+    )
+
+
+def _first_line(error):
+  return str(error).strip().splitlines()[0]

@@ -1,0 +1,65 @@
+"""Names of topologies, and what is known of their chips."""
+
+import importlib.util
+
+import pytest
+
+from longctx_jax.config import ConfigError
+from longctx_jax.plan import topology
+from longctx_jax.plan.compile_step import Memory, memory_of_refusal
+
+
+@pytest.mark.parametrize(
+  'name', ['v5p', 'v9:2x2', 'v5p:3x3x3', 'v5e:2x2x4', '']
+)
+def test_a_topology_that_does_not_exist_names_those_that_do(name):
+  with pytest.raises(ConfigError, match='no such topology') as error:
+    topology.topology_devices(name)
+  assert 'v5e: 1x1 2x2' in str(error.value)
+  assert '2x2x4' in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_without_libtpu_it_is_said_how_to_install_it(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ConfigError, match=r"pip install 'longctx_jax\[plan\]'"):
+    topology.topology_devices('v5p:2x2x1')
+
+
+@pytest.mark.parametrize('name', ['v5e:4x4', 'v5p:2x2x2', 'v6e:2x4'])
+def test_libtpu_knows_the_chips_as_they_are_listed(name):
+  pytest.importorskip('libtpu')
+  chip = topology.chip_of(name)
+  devices = topology.topology_devices(name)
+  assert {device.device_kind for device in devices} == {chip.kind}
+  size = 1
+  for side in name.partition(':')[2].split('x'):
+    size *= int(side)
+  assert len(devices) == size
+  two = topology.topology_devices(name, num_slices=2)
+  assert [device.slice_index for device in two] == [0] * size + [1] * size
+
+
+# What libtpu 0.0.52 and 0.0.30 say.
+REFUSALS = [
+  'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the'
+  ' total memory required for HLO temporaries (24.00G) exceeds available HBM'
+  ' (15.75G). HLO module: jit_f.\nSee https://openxla.org/xla/errors',
+  'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.00G of'
+  ' 15.75G hbm. Exceeded hbm capacity by 8.25G.',
+]
+
+
+@pytest.mark.parametrize('message', REFUSALS)
+def test_a_refusal_is_an_answer_with_the_overshoot(message):
+  memory = memory_of_refusal(message, arguments=14 * 2**30)
+  assert memory == Memory(
+    arguments=14 * 2**30,
+    temporaries=10 * 2**30,
+    outputs=14 * 2**30,
+    aliased=14 * 2**30,
+    total=24 * 2**30,
+    capacity=int(15.75 * 2**30),
+  )
+  assert not memory.fits
+  assert memory_of_refusal('INTERNAL: something else', arguments=0) is None
