@@ -42,8 +42,9 @@ class ModelConfig:
   # Initial size of the layers' kernels against 1 / sqrt(inputs).
   block_init_scale: float
   # What the backward pass makes again: nothing; all but products and attention;
-  # all but attention, whose share grows with T; all.
-  remat: Literal['none', 'dots', 'attention', 'full']
+  # all but attention, whose share grows with T; all; all, with what a layer
+  # starts from kept in the host's memory meanwhile.
+  remat: Literal['none', 'dots', 'attention', 'full', 'offload']
   attention: Literal['dense', 'blockwise'] = 'blockwise'
   attention_block_len: int = 512  # ours: the fastest on CPUs at T=4096
   # What computes 'blockwise': see ops.kernels.choice.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from longctx_jax.array_types import typed
@@ -32,6 +33,9 @@ from longctx_jax.ops.kernels.choice import (
 from longctx_jax.ops.rope import apply_rope, rope_frequencies
 from longctx_jax.ops.sequence_layout import stored_index
 
+# What a layer starts from, [B, T, D]: all that 'full' and 'offload' keep of it.
+BLOCK_INPUT = 'block_input'
+
 _policies = jax.checkpoint_policies
 _keep_attention = _policies.save_only_these_names(KEPT)
 REMAT_POLICIES = {
@@ -40,6 +44,12 @@ REMAT_POLICIES = {
   ),
   'attention': _keep_attention,
   'full': _policies.nothing_saveable,
+  'offload': _policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[BLOCK_INPUT],
+    offload_src='device',
+    offload_dst='pinned_host',
+  ),
 }
 
 
@@ -273,6 +283,7 @@ class Transformer(nnx.Module):
     )
 
     def apply_block(x, block):
+      x = checkpoint_name(x, BLOCK_INPUT)
       return block(x, positions, attend, self.parallel)
 
     if config.remat != 'none':

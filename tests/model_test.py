@@ -198,6 +198,8 @@ def test_documents_give_the_same_alone_as_packed():
     {'remat': 'full'},
     {'remat': 'dots'},
     {'remat': 'attention'},
+    {'remat': 'offload'},
+    {'remat': 'offload', 'scan_unroll': -1},
     {'attention': 'dense'},
     {'mlp_chunk_len': 5},
     {'mlp_chunk_len': 5, 'remat': 'full'},
@@ -213,7 +215,7 @@ def test_how_it_is_computed_changes_neither_loss_nor_gradients(changes):
 def test_remat_makes_again_what_it_does_not_keep():
   """Counted in the jaxpr; `dots` keeps the projections and attention."""
   counts = {}
-  for remat in ('none', 'dots', 'attention', 'full'):
+  for remat in ('none', 'dots', 'attention', 'full', 'offload'):
     graph, params = make(remat=remat)
 
     def loss(params, graph=graph):
@@ -222,12 +224,14 @@ def test_remat_makes_again_what_it_does_not_keep():
     counted = primitives(jax.make_jaxpr(jax.grad(loss))(params))
     # SwiGLU has the only logistic; attention has the only loops, one a pass.
     counts[remat] = [
-      counted[name] for name in ('logistic', 'while', 'dot_general')
+      counted[name]
+      for name in ('logistic', 'while', 'dot_general', 'device_put')
     ]
-  swiglus, attentions, products = zip(*counts.values(), strict=True)
-  assert swiglus == (1, 2, 2, 2)
-  assert attentions == (2, 2, 2, 3)
-  assert products[0] == products[1] < products[2] < products[3]
+  swiglus, attentions, products, moves = zip(*counts.values(), strict=True)
+  assert swiglus == (1, 2, 2, 2, 2)
+  assert attentions == (2, 2, 2, 3, 3)
+  assert products[0] == products[1] < products[2] < products[3] == products[4]
+  assert moves == (0, 0, 0, 0, 2)  # to the host and back
 
 
 def test_an_mlp_in_chunks_keeps_no_hidden_of_all_tokens():
