@@ -54,7 +54,11 @@ def layout(
   data: int = 1,
   tensor: int = 1,
 ) -> dict[str, dict]:
-  """How a stage lies on a topology: an entry of a config's table of them."""
+  """How a stage lies on a topology: an entry of a config's table of them.
+
+  That it fits is arithmetic, unless a comment beside it has the compiler's
+  figure: `longctx plan` compiles any entry.
+  """
   axes = {'data': data, 'fsdp': fsdp, 'context': context, 'tensor': tensor}
   return {
     'mesh': axes,

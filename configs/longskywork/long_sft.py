@@ -26,8 +26,6 @@ TOPOLOGIES = {
   'v5p-16': common.layout(fsdp=1, context=8, micro_batches=20),
   # ours: 32 chips, 25,600 tokens on each
   'v5p-64': common.layout(fsdp=4, context=8, micro_batches=5),
-  # ours: 32 chips, 25,600 tokens on each
-  'v6e-32': common.layout(fsdp=4, context=8, micro_batches=5),
 }
 
 

@@ -19,8 +19,6 @@ TOPOLOGIES = {
   'v5p-16': common.layout(fsdp=8, context=1, micro_batches=32),
   # ours: 32 chips, 8 rows on each
   'v5p-64': common.layout(fsdp=32, context=1, micro_batches=4),
-  # ours: 32 chips, 2 rows on each
-  'v6e-32': common.layout(fsdp=32, context=1, micro_batches=16),
 }
 
 

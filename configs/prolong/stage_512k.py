@@ -22,7 +22,7 @@ from configs.prolong.stage_64k import long_documents, short_mix
 
 # Parameters and optimizer state lie on fsdp x context, rows on fsdp alone.
 TOPOLOGIES = {
-  # ours: 8 chips, 65,536 tokens on each
+  # ours: 8 chips, 65,536 tokens on each; predicted, 56 of 102 GB a chip
   'v5p-16': common.layout(fsdp=1, context=8, micro_batches=16),
   # ours: 32 chips, 65,536 tokens on each
   'v5p-64': common.layout(fsdp=4, context=8, micro_batches=4),
