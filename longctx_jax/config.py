@@ -109,6 +109,10 @@ class MeshConfig:
   fsdp: int = -1
   context: int = 1
   tensor: int = 1
+  # Groups of devices with fast links among them, as slices of TPUs are; `data`
+  # spans them, all other axes stay inside of one. GPUs and CPUs do not say what
+  # their slices are: equal numbers of processes make one.
+  slices: int = 1
   # How the parts of a row on `context` attend to each other, and which parts
   # lie where: see ops.context_parallel and ops.sequence_layout.
   context_kind: Literal['ring', 'allgather', 'ulysses'] = 'ring'
@@ -117,6 +121,9 @@ class MeshConfig:
   # unembedding and its gradient. Along them it sends tokens around instead of
   # the unembedding: less to hold, and less to send if there are fewer tokens.
   vocab_axes: tuple[Literal['fsdp', 'context'], ...] = ('context',)
+
+  def __post_init__(self):
+    check_at_least(self, 1, 'slices')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ does `context` (and the sequence), `tensor` splits heads and feed-forward
 columns.
 """
 
+import functools
 import math
 
 import jax
@@ -18,6 +19,7 @@ from longctx_jax.config import (
   ModelConfig,
   StageConfig,
 )
+from longctx_jax.device_order import order_devices
 from longctx_jax.model import attention_kernel
 from longctx_jax.ops.context_parallel import (
   PARAM_AXES,
@@ -52,7 +54,8 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
   """A mesh over all devices; an axis of -1 takes what the others leave.
 
   Raises:
-    ConfigError: if the axes don't multiply to the number of devices.
+    ConfigError: if the axes don't multiply to the number of devices, or
+      `slices` is not of these devices or does not divide `data`.
   """
   devices = jax.devices() if devices is None else devices
   sizes = [getattr(config, axis) for axis in AXES]
@@ -68,7 +71,21 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
       f' {len(devices)} device(s) that JAX sees'
     )
   shape = [len(devices) // known if size == -1 else size for size in sizes]
-  return Mesh(np.array(devices).reshape(shape), AXES)
+  order = functools.partial(order_devices, devices, shape, config.slices)
+  by_links = Mesh(order(by_links=True), AXES)
+  # Links may scatter a host's rows over the batch, which no host could read.
+  return (
+    by_links if _is_readable(by_links) else Mesh(order(by_links=False), AXES)
+  )
+
+
+def _is_readable(mesh):
+  try:
+    for process in {device.process_index for device in mesh.devices.flat}:
+      host_block(mesh, process)
+  except ConfigError:
+    return False
+  return True
 
 
 def check_divisible(config: StageConfig, mesh: Mesh) -> None:

@@ -35,6 +35,7 @@ ALLOWED = {
     'longctx_jax.corpus_config',
     'longctx_jax.data_config',
   ),
+  'longctx_jax.device_order': ('longctx_jax.config',),
   'longctx_jax.ops.': ('longctx_jax.ops.', 'longctx_jax.array_types'),
   'longctx_jax.model': (
     'longctx_jax.ops.',

@@ -271,6 +271,7 @@ BUCKETS = {**TEXT, 'planner': 'buckets', 'bucket_len': 64}
       {'mesh__vocab_axes': ('tensor',)},
       "mesh.vocab_axes: 'tensor' is not one of fsdp, context",
     ),
+    ({'mesh__slices': 0}, 'mesh.slices must be at least 1, got 0'),
     ({'model__scan_unroll': 0}, 'model.scan_unroll must be at least 1'),
     ({'optimizer__clip_norm': 0.0}, 'optimizer.clip_norm must be above 0'),
     (
