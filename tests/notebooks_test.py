@@ -10,8 +10,6 @@ from tests.architecture_test import PATH, ROOT
 
 NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
 MAX_BYTES = 300_000
-# What each needs beyond the package.
-NEEDS = {'plan_a_recipe': 'libtpu'}
 
 every_notebook = pytest.mark.parametrize(
   'path', NOTEBOOKS, ids=lambda path: path.stem
@@ -27,8 +25,6 @@ def test_there_are_notebooks():
 def test_it_runs(path, tmp_path, monkeypatch):
   nbclient = pytest.importorskip('nbclient')
   nbformat = pytest.importorskip('nbformat')
-  if path.stem in NEEDS:
-    pytest.importorskip(NEEDS[path.stem])
   notebook = nbformat.read(path, as_version=4)
   cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
   for cell in cells:
