@@ -43,7 +43,8 @@ def make_optimizer(
 
   Muon (optax.contrib.muon) takes the matrices inside the layers; embeddings,
   unembedding, norms and biases go to Adam at `adam_peak_lr`, without weight
-  decay. With AdamW all but norm scales and biases decay.
+  decay. With AdamW all but norm scales and biases decay. First moments are
+  stored in `moment_dtype`; gradients are added to them in their own dtype.
   """
   schedule = make_schedule(config, config.peak_lr, steps)
   if config.name == 'adamw':
@@ -53,11 +54,13 @@ def make_optimizer(
       b2=config.b2,
       weight_decay=config.weight_decay,
       mask=_is_decayed,
+      mu_dtype=config.moment_dtype,
     )
   else:
     update = muon(
       schedule,
       weight_decay=config.weight_decay,
+      mu_dtype=config.moment_dtype,
       adam_b1=config.b1,
       adam_b2=config.b2,
       adam_learning_rate=make_schedule(config, config.adam_peak_lr, steps),

@@ -241,3 +241,24 @@ def test_reset_schedule_starts_the_rate_again_and_keeps_the_moments(
     named_leaves(going_on), named_leaves(starting), strict=True
   ):
     np.testing.assert_allclose(early, late / 4, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_first_moments_are_stored_in_the_dtype_asked_for(name, params):
+  grads = gradients(params)
+  updates = {}
+  for dtype in ('float32', 'bfloat16'):
+    config = dataclasses.replace(CONFIG, name=name, moment_dtype=dtype)
+    updates[dtype], state = run_steps(config, params, grads, steps=3)
+    stored = {'mu': set(), 'nu': set()}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+      fields = [str(k.name) for k in path if hasattr(k, 'name')]
+      for field in stored.keys() & set(fields):
+        stored[field].add(str(leaf.dtype))
+    assert stored == {'mu': {dtype}, 'nu': {'float32'}}
+  for (leaf, got), (_, want) in zip(
+    *map(named_leaves, updates.values()), strict=True
+  ):
+    error = np.linalg.norm(got - want) / np.linalg.norm(want)
+    # Three roundings to bfloat16's 8 bits; none at all would be float32.
+    assert 0 < error < 2**-6, leaf
