@@ -63,11 +63,15 @@ def test_bytes_are_those_of_the_compiler():
   mesh = Mesh(np.array(topology_devices('v5e:1x1')), 'x')
 
   def f(x, y):
-    x = jnp.tanh(x @ y)
-    return jnp.sort(x, axis=0)[:64] @ y, x.sum(axis=0)
+    return jnp.tanh(x @ y) @ y
 
-  ours, theirs = accessed(f, (2048, 1024), (1024, 1024), mesh=mesh)
-  assert ours == pytest.approx(theirs, rel=0.1)
+  # Too large for VMEM, which the compiler's figure includes.
+  M, K = 32_768, 4096
+  ours, theirs = accessed(f, (M, K), (K, K), mesh=mesh)
+  # x, y, the tanh in bfloat16 written and read, y again, and the result.
+  assert ours == 4 * M * K + 4 * K * K + 2 * 2 * M * K + 4 * K * K + 4 * M * K
+  # The compiler has the tanh at four bytes on one of its ways.
+  assert 0.8 * theirs < ours < 1.05 * theirs
 
 
 def test_only_the_slice_that_a_loop_reads_and_writes_is_counted():
