@@ -106,23 +106,21 @@ def _train(argv: list[str]) -> None:
 def _run(stages: tuple[StageConfig, ...], values: flags.FlagValues) -> None:
   """Trains, with all processes of the run; the first one prints."""
   profile_steps = profile_window(values.profile_steps)
-  preemption.listen()
-  hosts.start(
-    hosts.Start(
-      values.coordinator,
-      values.num_processes,
-      values.process_id,
-      values.start_timeout_s,
-    ),
-    hang_s=values.hang_s,
+  start = hosts.Start(
+    values.coordinator,
+    values.num_processes,
+    values.process_id,
+    values.start_timeout_s,
   )
-  if not hosts.is_first():
-    logging.getLogger('longctx_jax').setLevel(logging.WARNING)
   workdir = Path(values.workdir)
-  summary = run_recipe(stages, workdir, profile_steps=profile_steps)
-  if hosts.is_first():
-    _print_summary(summary, workdir)
-  hosts.finish()
+  with preemption.listening():
+    hosts.start(start, hang_s=values.hang_s)
+    if not hosts.is_first():
+      logging.getLogger('longctx_jax').setLevel(logging.WARNING)
+    summary = run_recipe(stages, workdir, profile_steps=profile_steps)
+    if hosts.is_first():
+      _print_summary(summary, workdir)
+    hosts.finish()
 
 
 def _report(argv: list[str]) -> None:

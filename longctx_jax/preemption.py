@@ -46,15 +46,20 @@ class _Request:
 _request = _Request()
 
 
-def listen() -> None:
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
   """Turns SIGTERM and announced maintenance into a stop with a checkpoint.
 
   Another SIGTERM, `_SAME_S` later, ends the process at once.
   """
-  signal.signal(signal.SIGTERM, _on_signal)
+  before = signal.signal(signal.SIGTERM, _on_signal)
   with contextlib.suppress(OSError):
     if _PRODUCT_NAME.read_text().startswith('Google'):
       threading.Thread(target=watch_metadata, daemon=True).start()
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def _on_signal(number, frame):

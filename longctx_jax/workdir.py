@@ -3,8 +3,9 @@
 lock                      while a run is in it; see directory_lock.py
 config.json               the resolved config of all stages
 corpus/                   see data/prepare.py
-stages/1_pretrain/        checkpoints/, metrics.jsonl, tensorboard/,
-                          results.json once trained and evaluated
+stages/1_pretrain/        checkpoints/, metrics.jsonl, tensorboard/ (profiles
+                          too), started.json: when; results.json once trained
+                          and evaluated
 summary.json report.html  after every stage
 """
 

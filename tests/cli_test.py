@@ -46,6 +46,20 @@ def run(monkeypatch, capsys, tmp_path):
     (['prepare', f'--config={PRETRAIN}:tiny'], '--out=DIR is missing'),
     (
       [
+        *('train', f'--config={PRETRAIN}:tiny', '--workdir=WORKDIR'),
+        '--profile_steps=5',
+      ],
+      '--profile_steps=5: give FIRST,STOP, such as 10,13',
+    ),
+    (
+      [
+        *('train', f'--config={PRETRAIN}:tiny', '--workdir=WORKDIR'),
+        '--num_processes=2',
+      ],
+      'give --coordinator=HOST:PORT, --num_processes=N and --process_id=I',
+    ),
+    (
+      [
         *('prepare', f'--config={PRETRAIN}:tiny', '--out=WORKDIR'),
         '--runner_option=direct_num_workers=2',
       ],

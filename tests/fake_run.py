@@ -119,6 +119,7 @@ def make_results(i, stage, rng):
     'steps': stage.train.steps,
     'tokens': stage.train.steps * 2048,
     'train_wall_s': 0.41 * stage.train.steps,
+    'goodput': {'goodput': 0.9 - 0.1 * i, 'lost_restart_s': 61.0 * i},
     'needle_untrained': None,
     'evals': {
       'needle': {'single': grid(300 * i - 350), 'multi': grid(220 * i - 330)},

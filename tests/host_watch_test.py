@@ -131,6 +131,16 @@ def test_a_coordinator_that_does_not_answer_is_lost(run):
   assert '\n' not in line
 
 
+def test_a_coordinator_that_answers_again_is_not_lost(run):
+  run.look(1)
+  for _ in range(3):
+    run.store.gone = True
+    run.look(LOST - 1, processes=(1, 2))
+    run.store.gone = False
+    run.look(1)
+  assert run.ended == {}
+
+
 def said(caplog):
   return [m for m in caplog.messages if 'no step has ended' in m]
 

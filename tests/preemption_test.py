@@ -23,9 +23,9 @@ def listening(monkeypatch):
   """As `longctx train` does, undone after the test."""
   monkeypatch.setattr(preemption, '_request', preemption._Request())
   before = signal.getsignal(signal.SIGTERM)
-  preemption.listen()
-  yield
-  signal.signal(signal.SIGTERM, before)
+  with preemption.listening():
+    yield
+  assert signal.getsignal(signal.SIGTERM) == before
 
 
 def send_sigterm():
@@ -91,6 +91,11 @@ def test_sigterm_saves_and_the_same_call_ends_in_the_same_weights(
   assert_equal_bits(again.state, whole.state)
   metrics = read_metrics(tmp_path / 'stopped/metrics.jsonl')
   assert [m['step'] for m in metrics] == [0, 1, 2, 3]
+  for each in metrics:
+    assert each['step_s'] >= each['data_wait_s'] > 0
+    assert each['tokens_per_s_per_chip'] == each['tokens_per_s']
+    assert 0 <= each['goodput'] < 1
+    assert each['host_peak_bytes'] > 1e8
   assert again.goodput['lost_restart_s'] > 0
   assert metrics[3]['lost_compile_s'] > metrics[2]['lost_compile_s']
   assert clock['step'] > 0

@@ -333,14 +333,27 @@ def test_table_accuracy_stands_by_layout_length_task_and_stage(write):
 
 def test_times_and_speeds_add_up(write):
   rows = write(make_stages()).table('Wall time')['rows']
-  assert rows[2] == ['cip', '100', '204,800', '41 s', '22 s', '4,995']
+  assert rows[2][:6] == ['cip', '100', '204,800', '41 s', '22 s', '4,995']
   assert rows[-1] == [
     'total 9 min 38 s',
     '1,200',
     '2,457,600',
     '8 min 12 s',
     '1 min 26 s',
-    '',
+    *['', '', ''],
+  ]
+
+
+def test_goodput_is_shown_of_runs_that_know_theirs(write):
+  def change(i, results):
+    if i == 0:
+      del results['goodput']
+
+  rows = write(make_stages()[:2], change).table('Wall time')['rows']
+  assert [row[6:] for row in rows[:3]] == [
+    ['goodput', 'lost to restarts'],
+    [ABSENT, ABSENT],
+    ['80%', '1 min 01 s'],
   ]
 
 
