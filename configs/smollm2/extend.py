@@ -10,7 +10,8 @@ or installs from PyPI. The model first:
 Cost: 3.3M tokens in 200 steps, 13 TFLOP for the products of a step and up to 32
 for its attention. Its first steps were run, losses 1.85, 1.98, 2.25, 3.14 of
 different documents: ten minutes a step and 8 GB, on two CPU cores that had much
-other work. All of it was not. `:tiny` trains the first two layers on rows of 512 tokens, in two minutes.
+other work. All of it was not. `:tiny` trains the first two layers on rows of
+512 tokens, in two minutes.
 """
 
 from ml_collections import ConfigDict
