@@ -1,5 +1,6 @@
 """`longctx plan`: will a stage fit on these TPUs, and how fast is it."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -33,10 +34,7 @@ def plan_verb(argv: list[str]) -> None:
   # Nothing runs, so no accelerator is needed that a run may be holding.
   jax.config.update('jax_platforms', 'cpu')
   stages = _stages(values)
-  how = {
-    'num_slices': values.slices,
-    'document_len': values.document_len,
-  }
+  how = {'document_len': values.document_len}
   if values.search:
     if len(stages) > 1:
       fail('--search is for one stage: name it by --stage')
@@ -68,9 +66,21 @@ def plan_verb(argv: list[str]) -> None:
 
 
 def _stages(values):
-  if 'stages' not in values.config:
-    return (from_config_dict(StageConfig, values.config),)
-  stages = stages_from_recipe(values.config)
+  if 'stages' in values.config:
+    stages = _named(stages_from_recipe(values.config), values)
+  else:
+    stages = (from_config_dict(StageConfig, values.config),)
+  if not values.slices:
+    return stages
+  return tuple(
+    dataclasses.replace(
+      stage, mesh=dataclasses.replace(stage.mesh, slices=values.slices)
+    )
+    for stage in stages
+  )
+
+
+def _named(stages, values):
   if not values.stage:
     return stages
   named = [stage for stage in stages if stage.name == values.stage]
@@ -89,7 +99,7 @@ def _define_flags(values: flags.FlagValues) -> None:
   ):
     flags.DEFINE_string(name, default, what, flag_values=values)
   for name, default, least, what in (
-    ('slices', 1, 1, 'slices of that topology'),
+    ('slices', 0, 0, 'slices of that topology; 0: as many as mesh.slices'),
     (
       'document_len',
       0,

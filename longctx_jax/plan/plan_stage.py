@@ -72,15 +72,13 @@ def plan_stage(
   config: StageConfig,
   topology: str,
   *,
-  num_slices: int = 1,
   document_len: int = 0,
 ) -> Plan:
   """Compiles the stage's step for a topology and predicts its time.
 
   Args:
     config: the stage; its mesh must multiply to the chips there are.
-    topology: such as 'v5p:2x2x4'; one slice.
-    num_slices: slices of that topology.
+    topology: such as 'v5p:2x2x4'; of one slice, of which there are mesh.slices.
     document_len: tokens of the documents in a row, where documents are masked;
       0: each row is one document, which is the most there can be to do.
 
@@ -88,6 +86,7 @@ def plan_stage(
     ConfigError: sizes that don't fit each other, no such topology, no libtpu.
   """
   chip = chip_of(topology)
+  num_slices = config.mesh.slices
   devices = topology_devices(topology, num_slices)
   try:
     mesh = sharding.make_mesh(config.mesh, devices)

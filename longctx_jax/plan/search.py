@@ -12,14 +12,13 @@ from longctx_jax.plan.topology import topology_devices
 REMAT = ('none', 'dots', 'attention', 'full')
 
 
-def meshes(
-  config: StageConfig, topology: str, num_slices: int = 1
-) -> list[dict[str, int]]:
+def meshes(config: StageConfig, topology: str) -> list[dict[str, int]]:
   """Every mesh of the chips over which the stage's sizes divide.
 
   Those with the least that has to be sent in each layer come first: without
   `tensor`, and with as few parts of a row as the rows of a batch allow.
   """
+  num_slices = config.mesh.slices
   devices = topology_devices(topology, num_slices)
   found = []
   for data, fsdp, context, tensor in _factors(len(devices), 4):
@@ -50,7 +49,6 @@ def search(
   config: StageConfig,
   topology: str,
   *,
-  num_slices: int = 1,
   document_len: int = 0,
   num_meshes: int,
 ) -> Iterator[Plan]:
@@ -59,13 +57,12 @@ def search(
   A policy that keeps less is slower where one that keeps more fits, and is not
   compiled there. What does not fit at all comes as its last plan.
   """
-  for mesh in meshes(config, topology, num_slices)[:num_meshes]:
+  for mesh in meshes(config, topology)[:num_meshes]:
     plan = None
     for remat in REMAT:
       plan = plan_stage(
         with_choice(config, mesh, remat),
         topology,
-        num_slices=num_slices,
         document_len=document_len,
       )
       if plan.memory.fits:

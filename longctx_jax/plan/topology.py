@@ -84,7 +84,7 @@ CHIPS = {
       hbm_bytes_per_s=1638 * GB,
       ici_links=4,
       ici_bytes_per_s=800 * GB / 8,
-      # 4 x 200 Gbps a host of 8 chips.
+      # 4 x 200 Gbps a host of 8 chips: not confirmed, its page gives none.
       dcn_bytes_per_s=100 * GB / 8,
       shapes=_2D,
       source='cloud.google.com/tpu/docs/v6e',

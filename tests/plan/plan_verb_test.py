@@ -142,11 +142,13 @@ def test_meshes_are_those_over_which_the_sizes_divide():
   assert {'data': 1, 'fsdp': 4, 'context': 1, 'tensor': 1} not in found
   assert len({tuple(mesh.values()) for mesh in found}) == len(found)
   # Only rows of a batch may lie on different slices.
-  assert {mesh['data'] for mesh in meshes(config, 'v5e:1x1', 2)} == {2}
+  two = dataclasses.replace(config.mesh, slices=2)
+  config = dataclasses.replace(config, mesh=two)
+  assert {mesh['data'] for mesh in meshes(config, 'v5e:1x1')} == {2}
   no_rows = dataclasses.replace(
     config, data=dataclasses.replace(config.data, batch_size=1)
   )
-  assert meshes(no_rows, 'v5e:1x1', 2) == []
+  assert meshes(no_rows, 'v5e:1x1') == []
 
 
 def run(*argv):
