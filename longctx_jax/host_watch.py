@@ -117,7 +117,8 @@ class Watch:
   def wait_for_verdict(self) -> None:
     """After an error in a collective: ends by the verdict, if there is one."""
     self._beat = self._beat._replace(broken=True)
-    self._stopped.wait(LOST_WHEN_BROKEN_S + 3 * BEAT_S)
+    # Process 0 lingers before it ends, so that all others have read why.
+    self._stopped.wait(LOST_WHEN_BROKEN_S + 3 * BEAT_S + _LINGER_S)
 
   def leave(self, line: str, code: int) -> None:
     """Ends this process after its failure, and thereby the others."""

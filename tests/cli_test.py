@@ -206,8 +206,8 @@ def test_a_wrong_field_is_named_with_its_path(run, config, flag, says):
 def test_help_shows_flags_and_a_command_of_the_verb(run, verb):
   code, out, err = run(verb, '--help')
   assert (code, err) == (0, '')
-  makes = verb in ('convert', 'prepare')
-  assert ('--out:' if makes else '--workdir:') in out
+  of_verb = {'convert': '--out:', 'prepare': '--out:', 'plan': '--topology:'}
+  assert of_verb.get(verb, '--workdir:') in out
   assert f'longctx {verb} --' in out
   without_config = ('convert', 'evaluate', 'generate', 'report')
   assert ('--config:' in out) == (verb not in without_config)

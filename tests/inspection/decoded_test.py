@@ -55,8 +55,13 @@ def test_pieces_are_the_tokens_in_order_and_weigh_as_they_do(corpus):
 
 
 def test_answers_of_conversations_are_what_is_trained_on(corpus):
-  rows = inspect_step(small.stage_config(), corpus, num_rows=8).rows
-  (row, *_) = [row for row in rows if row.origin.source == 'chat']
+  config = small.stage_config()
+  steps = range(config.train.steps)
+  of_steps = [
+    inspect_step(config, corpus, step=step, num_rows=8).rows for step in steps
+  ]
+  rows = itertools.chain(*of_steps)
+  row = next(row for row in rows if row.origin.source == 'chat')
   pieces = list(decode_row(row, corpus.chat, 10_000))
   asked = [p.text for p in pieces if p.is_symbol and not p.weight]
   assert asked[:3] == ['<bos>', '<|user|>', '<|assistant|>']
