@@ -12,7 +12,6 @@ and its end.
 """
 
 import argparse
-import contextlib
 import itertools
 import os
 import re
@@ -34,6 +33,7 @@ from longctx_jax.ops.context_parallel import (
   context_parallel_attention,
 )
 from longctx_jax.ops.kernels import tpu
+from longctx_jax.plan.topology import quiet_libtpu
 
 N, K, H = 32, 8, 128
 KERNEL = 'custom_call_target="tpu_custom_call"'
@@ -84,19 +84,6 @@ def hidden_transfers(hlo: str) -> str:
         total += 1
         hidden += any(starts[found[1]] < kernel < i for kernel in kernels)
   return f'{hidden} of {total}' if total else '-'
-
-
-@contextlib.contextmanager
-def quiet_libtpu():
-  """Keeps from stderr what libtpu says about the TPU that is not there."""
-  stderr = os.dup(2)
-  with open(os.devnull, 'w') as nothing:
-    os.dup2(nothing.fileno(), 2)
-  try:
-    yield
-  finally:
-    os.dup2(stderr, 2)
-    os.close(stderr)
 
 
 def measure(topology: str, kind: str, layout: str, T: int) -> dict[str, object]:

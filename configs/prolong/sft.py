@@ -22,14 +22,7 @@ from configs import common
 from configs.prolong import stage_512k
 
 # Rows are of 64K; those of 512K that are evaluated take stage 2's context.
-TOPOLOGIES = {
-  # ours: 8 chips, 32,768 tokens on each
-  'v5p-16': common.layout(fsdp=1, context=8, micro_batches=16),
-  # ours: 32 chips, 32,768 tokens on each
-  'v5p-64': common.layout(fsdp=4, context=8, micro_batches=4),
-  # ours: 32 chips, 16,384 tokens on each
-  'v6e-32': common.layout(fsdp=2, context=16, micro_batches=8),
-}
+TOPOLOGIES = stage_512k.TOPOLOGIES
 
 
 def get_config(arg: str = '') -> ConfigDict:
