@@ -31,6 +31,10 @@ class CheckpointError(RuntimeError):
   """A checkpoint that cannot be written or read."""
 
 
+class OtherDtypeError(CheckpointError):
+  """A whole checkpoint of arrays in another dtype than is wanted."""
+
+
 class Checkpoints:
   """The checkpoints of one stage, in one directory; saving is asynchronous."""
 
@@ -69,6 +73,7 @@ class Checkpoints:
       'tokenizer': tokenizer_fingerprint,
       'clock': dict(clock),
       'checksums': _checksums(state),
+      'dtypes': _dtypes(state),
     }
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
@@ -123,6 +128,9 @@ class Checkpoints:
 
     Returns:
       None where there is no usable checkpoint.
+
+    Raises:
+      OtherDtypeError: the newest was saved in other dtypes than are wanted.
     """
     for step in hosts.told(lambda: self.steps()[::-1]):
       restored = self._restore_or_set_aside(step, state_like._asdict())
@@ -146,6 +154,10 @@ class Checkpoints:
       # All have all of it: the checksums are of arrays that lie on all.
       try:
         _verify(restored['state'], restored['meta'])
+      except OtherDtypeError as error:
+        raise OtherDtypeError(
+          f'{self.directory / str(step)}: {error}'
+        ) from None
       except CheckpointError as caught:
         error = caught
       else:
@@ -182,9 +194,11 @@ def restore_state(
 ) -> dict[str, Any]:
   """Some fields of the newest state in `directory`, for the stage after it.
 
+  What was saved in another dtype is rounded to the one wanted, to nearest.
+
   Args:
     directory: the checkpoints/ directory of the stage before.
-    wanted: field name -> arrays of the shapes and shardings expected.
+    wanted: field name -> arrays of the shapes, dtypes and shardings expected.
     tokenizer_fingerprint: what the weights must have been trained with.
 
   Raises:
@@ -197,20 +211,21 @@ def restore_state(
     if step is None:
       raise CheckpointError(f'no checkpoint in {directory}')
     try:
-      restored = manager.restore(
+      meta = manager.restore(
+        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+      )['meta']
+      # The checksums are of the bits in the dtypes that were saved.
+      as_saved = _in_dtypes(_abstract(wanted), meta.get('dtypes', {}))
+      state = manager.restore(
         step,
         args=ocp.args.Composite(
           state=ocp.args.PyTreeRestore(
-            _abstract(wanted),
-            restore_args=ocp.checkpoint_utils.construct_restore_args(
-              _abstract(wanted)
-            ),
+            as_saved,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(as_saved),
             partial_restore=True,
           ),
-          meta=ocp.args.JsonRestore(),
         ),
-      )
-      state, meta = restored['state'], restored['meta']
+      )['state']
       _verify(state, meta)
     except Exception as error:
       raise CheckpointError(
@@ -222,10 +237,14 @@ def restore_state(
       f'{directory / str(step)} was trained with tokenizer'
       f' {meta["tokenizer"]}, this corpus has {tokenizer_fingerprint}'
     )
-  return state
+  return jax.tree.map(lambda x, like: x.astype(like.dtype), state, wanted)
 
 
 def _verify(state, meta):
+  for name, dtype in _dtypes(state).items():
+    saved = meta.get('dtypes', {}).get(name, dtype)
+    if saved != dtype:
+      raise OtherDtypeError(f'{name} is {saved} there, {dtype} here')
   for name, checksum in _checksums(state).items():
     if checksum != meta['checksums'].get(name):
       raise CheckpointError(f'the bits of {name} differ from those saved')
@@ -240,6 +259,23 @@ def _reason(error: Exception) -> str:
 
 def _abstract(tree):
   return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+
+
+def _in_dtypes(tree, dtypes):
+  """The abstract arrays of a tree, in the dtypes given by name."""
+
+  def one(path, like):
+    dtype = dtypes.get(jax.tree_util.keystr(path), like.dtype)
+    return jax.ShapeDtypeStruct(like.shape, dtype, sharding=like.sharding)
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _dtypes(tree) -> dict[str, str]:
+  return {
+    jax.tree_util.keystr(path): str(x.dtype)
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 @jax.jit

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from longctx_jax import hosts, preemption, sharding
 from longctx_jax.batch import Batch
-from longctx_jax.checkpoint import Checkpoints
+from longctx_jax.checkpoint import Checkpoints, OtherDtypeError
 from longctx_jax.config import ConfigError, StageConfig, to_json
 from longctx_jax.data.pipeline import BatchSource, DataState, make_pipeline
 from longctx_jax.data.prepare import Corpus
@@ -76,7 +76,8 @@ def train(
     started_unix: when this process began with the stage; None: now.
 
   Raises:
-    ConfigError: sizes that don't fit the mesh, or a corpus that changed.
+    ConfigError: sizes that don't fit the mesh; a corpus or a dtype that
+      changed since a checkpoint was saved.
     FloatingPointError: a loss or gradient that is not finite.
     Preempted: the run was asked to stop, and all that was done is saved.
   """
@@ -191,7 +192,13 @@ def _closing(checkpoints: Checkpoints) -> Iterator[None]:
 
 def _resume(checkpoints, state, source, config):
   """(state, step, the clock's figures or None) of the newest checkpoint."""
-  restored = checkpoints.restore_latest(state)
+  try:
+    restored = checkpoints.restore_latest(state)
+  except OtherDtypeError as error:
+    raise ConfigError(
+      f'{config.name}: optimizer.moment_dtype or model.param_dtype changed'
+      f' ({error}): set it back, or start in another --workdir'
+    ) from error
   if restored is None:
     return state, 0, None
   state, data, clock = restored

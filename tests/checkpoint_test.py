@@ -10,7 +10,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longctx_jax.checkpoint import CheckpointError, Checkpoints, restore_state
+from longctx_jax.checkpoint import (
+  CheckpointError,
+  Checkpoints,
+  OtherDtypeError,
+  restore_state,
+)
 from longctx_jax.data.pipeline import DataState
 
 
@@ -160,6 +165,60 @@ def test_weights_are_taken_over_without_the_optimizer(saved):
   taken = restore_state(saved, wanted, tokenizer_fingerprint='tok')
   assert set(taken) == {'params'}
   np.testing.assert_array_equal(taken['params']['w'], state_at(2).params['w'])
+
+
+def in_dtype(state, dtype):
+  return state._replace(
+    opt_state=jax.tree.map(lambda x: x.astype(dtype), state.opt_state)
+  )
+
+
+@pytest.mark.parametrize(
+  ('saved', 'now'), [('float32', 'bfloat16'), ('bfloat16', 'float32')]
+)
+def test_a_checkpoint_in_another_dtype_is_refused_and_not_called_damaged(
+  tmp_path, saved, now
+):
+  save_all(tmp_path, in_dtype(state_at(1), saved), in_dtype(state_at(2), saved))
+  checkpoints = Checkpoints(tmp_path, keep=2)
+  match = rf"2: \['opt_state'\]\['mu'\] is {saved} there, {now} here"
+  with pytest.raises(OtherDtypeError, match=match):
+    checkpoints.restore_latest(in_dtype(state_at(0), now))
+  assert checkpoints.steps() == [1, 2]
+  _, data, _ = checkpoints.restore_latest(in_dtype(state_at(0), saved))
+  assert data.step == 2
+
+
+@pytest.mark.parametrize(
+  ('saved', 'now'), [('float32', 'bfloat16'), ('bfloat16', 'float32')]
+)
+def test_moments_are_rounded_to_the_dtype_of_the_stage_after(
+  tmp_path, saved, now
+):
+  # Halfway between two bfloat16 and a bit to either side, of every sign.
+  bits = np.arange(0x3F00, 0x3F40, dtype=np.uint32)[:, None] << 16
+  bits = bits | np.array([0, 0x7FFF, 0x8000, 0x8001], np.uint32)
+  moments = np.concatenate([bits, bits | 0x8000_0000]).view(np.float32)
+  moments = moments.astype(saved)
+  save_all(tmp_path, state_at(1)._replace(opt_state={'mu': moments}))
+  mesh = jax.make_mesh((8,), ('fsdp',), (AxisType.Auto,))
+  wanted = jax.ShapeDtypeStruct(
+    moments.shape, now, sharding=NamedSharding(mesh, P('fsdp'))
+  )
+  taken = restore_state(
+    tmp_path, {'opt_state': {'mu': wanted}}, tokenizer_fingerprint='tok'
+  )['opt_state']['mu']
+  assert (taken.dtype, taken.sharding) == (wanted.dtype, wanted.sharding)
+  rounded = moments.astype(now)  # ml_dtypes: to nearest, half to even
+  np.testing.assert_array_equal(taken, rounded)
+  assert (now == 'float32') == np.array_equal(rounded, moments)
+
+
+def test_damaged_moments_of_another_dtype_are_not_taken_over(saved):
+  flip_a_bit(largest_file(saved / '2'))
+  wanted = in_dtype(state_at(0), 'float32')._asdict()
+  with pytest.raises(CheckpointError, match='cannot take over'):
+    restore_state(saved, wanted, tokenizer_fingerprint='tok')
 
 
 def test_weights_of_another_shape_or_tokenizer_are_refused(saved):

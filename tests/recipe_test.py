@@ -1,5 +1,6 @@
 """Stages chained: what carries over, what is refused, what a kill loses."""
 
+import dataclasses
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -87,6 +89,37 @@ def test_a_stage_takes_over_what_it_says(corpus, tmp_path, carry_over):
   # Either way the schedule begins again.
   assert int(start.opt_state[1][2].count) == 0
   assert int(trained.opt_state[1][2].count) == 2
+
+
+@pytest.mark.parametrize(
+  ('saved', 'now'), [('float32', 'bfloat16'), ('bfloat16', 'float32')]
+)
+def test_a_stage_takes_over_moments_in_its_own_dtype(
+  corpus, tmp_path, saved, now
+):
+  first, second = two_stages(
+    train={'steps': 2, 'carry_over': 'weights_and_optimizer'}
+  )
+  first, second = (
+    dataclasses.replace(
+      stage, optimizer=dataclasses.replace(stage.optimizer, moment_dtype=dtype)
+    )
+    for stage, dtype in ((first, saved), (second, now))
+  )
+  mesh = one_device(first)
+  trained = train(first, corpus, tmp_path / 'first', mesh).state
+  start = start_state(
+    second, corpus, mesh, Predecessor(first, tmp_path / 'first')
+  )
+  before, after = trained.opt_state[1][0], start.opt_state[1][0]
+  assert_equal_bits(after.nu, before.nu)
+  moments = jax.tree.map(lambda x: np.asarray(x).astype(now), before.mu)
+  assert_equal_bits(after.mu, moments)
+  assert {x.dtype for x in jax.tree.leaves(after.mu)} == {jnp.dtype(now)}
+  # What the step of the second stage is compiled for.
+  assert jax.tree.map(jax.typeof, start) == jax.tree.map(
+    jax.typeof, init_state(second, mesh)
+  )
 
 
 def test_a_stage_without_a_predecessor_takes_over_nothing(corpus, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from longctx_jax import sharding
 from longctx_jax.checkpoint import Checkpoints
 from longctx_jax.config import ConfigError
-from longctx_jax.data.pipeline import BatchSource, make_pipeline
+from longctx_jax.data.pipeline import BatchSource, DataState, make_pipeline
 from longctx_jax.data.prepare import prepare_corpus
 from longctx_jax.metrics import read_metrics
 from longctx_jax.model import model_graph
@@ -219,6 +219,30 @@ def test_a_changed_corpus_is_refused(corpus, tmp_path):
   changed = changed._replace(tokenizer=corpus.tokenizer)
   with pytest.raises(ConfigError, match='the corpus changed since step 4'):
     train(config, changed, tmp_path / 'run', mesh)
+
+
+@pytest.mark.parametrize(
+  ('saved', 'now'), [('float32', 'bfloat16'), ('bfloat16', 'float32')]
+)
+def test_moments_of_another_dtype_are_refused_and_kept(
+  corpus, tmp_path, saved, now
+):
+  before = small.stage_config(optimizer={'moment_dtype': saved})
+  mesh = one_device(before)
+  checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=2)
+  checkpoints.save(
+    init_state(before, mesh),
+    DataState(2, before.seed, 'any'),
+    config_json='{}',
+    tokenizer_fingerprint=corpus.tokenizer.fingerprint,
+    clock={},
+  )
+  checkpoints.close()
+  changed = small.stage_config(optimizer={'moment_dtype': now})
+  match = rf'small: optimizer.moment_dtype .*mu.* is {saved} there, {now} here'
+  with pytest.raises(ConfigError, match=f'{match}.*: set it back'):
+    train(changed, corpus, tmp_path, mesh)
+  assert [*(tmp_path / 'checkpoints').iterdir()] == [tmp_path / 'checkpoints/2']
 
 
 def test_sizes_that_do_not_fit_the_mesh_are_refused(corpus, tmp_path):

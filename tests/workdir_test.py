@@ -52,6 +52,10 @@ def test_a_run_goes_on_though_its_rows_are_read_in_another_way(
       'stages.1.evals.table_lengths.1 is null there, 100 here',
     ),
     ({'rope': {'base': 5e5}}, 'stages.1.rope.base is 10000.0 there, 500000.0'),
+    (
+      {'optimizer': {'moment_dtype': 'bfloat16'}},
+      'stages.1.optimizer.moment_dtype is "float32" there, "bfloat16" here',
+    ),
   ],
 )
 def test_another_config_is_refused_by_the_first_field_that_differs(
