@@ -1,6 +1,7 @@
 """A corpus with everything in it that can happen to a document, in small."""
 
 import gzip
+import hashlib
 import json
 
 import numpy as np
@@ -114,3 +115,14 @@ def config_of_drops(directory):
       'too_long': 'drop',
     },
   )
+
+
+def files_of(directory):
+  """Path below `directory` -> hash, of all files."""
+  return {
+    str(path.relative_to(directory)): hashlib.sha256(
+      path.read_bytes()
+    ).hexdigest()
+    for path in directory.rglob('*')
+    if path.is_file()
+  }

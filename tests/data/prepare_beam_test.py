@@ -13,10 +13,10 @@ from tests.data.large_corpus import (
   PREPARE,
   config_of,
   config_of_drops,
+  files_of,
   write_drops,
   write_texts,
 )
-from tests.data.prepare_pipeline_test import files_of
 
 
 @pytest.fixture(scope='module')
