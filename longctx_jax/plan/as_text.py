@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 from longctx_jax.plan.plan_stage import Plan
 
-NETWORKS = {'hbm': 'HBM', 'ici': 'ICI', 'dcn': 'DCN', 'compute': 'compute'}
+NETWORKS = {
+  'hbm': 'HBM',
+  'ici': 'ICI',
+  'dcn': 'DCN',
+  'compute': 'compute',
+  'host': 'host memory',
+}
 
 
 def as_text(plan: Plan) -> str:

@@ -45,6 +45,7 @@ class Array(NamedTuple):
   dtype: str
   shape: tuple[int, ...]
   in_hbm: bool  # and not in VMEM, SMEM or on the host
+  on_host: bool = False
 
   @property
   def num_bytes(self) -> int:
@@ -152,6 +153,7 @@ def parse_arrays(shape: str) -> tuple[Array, ...]:
       tuple(int(size) for size in sizes.split(',') if size),
       # S(0), which is not written, is HBM.
       'S(' not in layout,
+      'S(5)' in layout,
     )
     for dtype, sizes, layout in _ARRAY.findall(shape)
     if dtype in DTYPE_BYTES

@@ -17,7 +17,12 @@ from longctx_jax.plan.collectives import Collective, collectives
 from longctx_jax.plan.compile_step import Memory, compile_step
 from longctx_jax.plan.hlo import Instruction, Trips, parse_program
 from longctx_jax.plan.step_flops import StepFlops, step_flops
-from longctx_jax.plan.step_time import StepTime, hbm_bytes, step_time
+from longctx_jax.plan.step_time import (
+  StepTime,
+  hbm_bytes,
+  host_bytes,
+  step_time,
+)
 from longctx_jax.plan.topology import Chip, chip_of, topology_devices
 
 
@@ -116,6 +121,7 @@ def plan_stage(
       hardware_flops=flops.hardware,
       hbm_bytes=touched,
       sent=sent,
+      host_bytes=host_bytes(program, trips),
     )
   return Plan(
     config=config,
@@ -212,6 +218,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
       'ici_bytes_per_s_per_link': plan.chip.ici_bytes_per_s,
       'ici_links': plan.chip.ici_links,
       'dcn_bytes_per_s': plan.chip.dcn_bytes_per_s,
+      'host_bytes_per_s': plan.chip.host_bytes_per_s,
       'source': plan.chip.source,
     },
     'predicted': None,

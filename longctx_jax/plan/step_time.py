@@ -1,12 +1,13 @@
 """How long a step takes, predicted from what a chip is published to do.
 
-Four terms, each the time that one part of a chip would need if it ran at its
+Five terms, each the time that one part of a chip would need if it ran at its
 published peak all the while:
 
   compute  hardware FLOPs / peak FLOP/s
   HBM      bytes that instructions read and write / HBM bandwidth
   ICI      bytes sent over the links between chips of a slice / their bandwidth
   DCN      bytes sent between slices / a chip's share of the network
+  host     bytes to or from the host's memory, the more of both / PCIe's one way
 
 The prediction is the longest term, the bottleneck: all else is hidden behind
 it. No step is faster. Nobody ran these chips, so nothing is fitted to them.
@@ -37,6 +38,7 @@ class StepTime(NamedTuple):
   hbm: float
   ici: float
   dcn: float
+  host: float = 0.0
 
   @property
   def bottleneck(self) -> str:
@@ -61,6 +63,7 @@ def step_time(
   hardware_flops: float,
   hbm_bytes: float,
   sent: Iterable[Collective],
+  host_bytes: float = 0.0,
 ) -> StepTime:
   """The terms of a step; bytes are of one chip, FLOPs of all."""
   sent = list(sent)
@@ -70,6 +73,7 @@ def step_time(
     ici=sum(ici_seconds(one, chip) for one in sent if not one.crosses_slices),
     dcn=sum(one.bytes for one in sent if one.crosses_slices)
     / chip.dcn_bytes_per_s,
+    host=host_bytes / chip.host_bytes_per_s,
   )
 
 
@@ -106,17 +110,57 @@ def hbm_bytes(program: Program, trips: Trips) -> float:
   return total
 
 
+def host_bytes(program: Program, trips: Trips) -> float:
+  """Bytes that a step moves to the host's memory, or from it: the more of both.
+
+  PCIe carries both ways at once.
+  """
+  to_host = from_host = 0.0
+  for use in uses(program, trips):
+    move = _move(program, use)
+    if move:
+      num_bytes, source, target = move
+      to_host += use.times * num_bytes * (target.on_host > source.on_host)
+      from_host += use.times * num_bytes * (source.on_host > target.on_host)
+  return max(to_host, from_host)
+
+
+def _move(program, use):
+  """(bytes, source, target) of an instruction that only moves, or None."""
+  instruction = use.instruction
+  opcode, arrays = instruction.opcode.removesuffix('-start'), instruction.arrays
+  operands = program.computations[use.computation]
+  operand = (
+    operands.get(instruction.operands[0]) if instruction.operands else None
+  )
+  if operand is None or not operand.arrays:
+    return None
+  if opcode == 'copy':
+    return arrays[0].num_bytes, operand.arrays[0], arrays[0]
+  if opcode in ('slice', 'dynamic-slice'):
+    # Of a start: (operands, what comes, a flag).
+    piece = arrays[0] if opcode == instruction.opcode else arrays[-2]
+    return piece.num_bytes, operand.arrays[0], piece
+  if opcode == 'dynamic-update-slice':
+    update = operands[instruction.operands[1]].arrays[0]
+    return update.num_bytes, update, operand.arrays[0]
+  return None
+
+
 def _touched(program, use):
   instruction = use.instruction
   computation = program.computations[use.computation]
+  if move := _move(program, use):
+    num_bytes, source, target = move
+    return num_bytes * (source.in_hbm + target.in_hbm)
   operands = [computation.get(name) for name in instruction.operands]
   reads = [_in_hbm(x) if x else 0 for x in operands]
   writes = _in_hbm(instruction)
   opcode = instruction.opcode
-  if opcode in ('dynamic-slice', 'slice', 'gather'):
+  if opcode == 'gather':
     return 2 * writes
-  if opcode in ('dynamic-update-slice', 'scatter'):
-    return 2 * (reads[1] if opcode == 'dynamic-update-slice' else reads[-1])
+  if opcode == 'scatter':
+    return 2 * reads[-1]
   if opcode.endswith('-start'):
     # The result names the operands again, beside what comes.
     return 2 * sum(reads)

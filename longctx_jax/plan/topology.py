@@ -31,6 +31,7 @@ class Chip(NamedTuple):
   ici_links: int
   ici_bytes_per_s: float  # of one link, one way
   dcn_bytes_per_s: float  # of one chip, one way
+  host_bytes_per_s: float  # of one chip and its host's memory, one way
   shapes: tuple[str, ...]  # known to be offered
   source: str
 
@@ -50,7 +51,8 @@ _3D = (
 # 2026. They give ICI per chip, all links, both ways: a link one way is that by
 # 2 x links. Memory: what libtpu 0.0.52 says is available when a program is too
 # large, of the 16, 95 and 32 GB that are published. v4 and TPU7x have two of
-# JAX's devices on a chip, and are left out.
+# JAX's devices on a chip, and are left out. PCIe to the host's memory: Austin
+# et al., "How to Scale Your Model", jax-ml.github.io/scaling-book/tpus.
 CHIPS = {
   chip.name: chip
   for chip in (
@@ -63,6 +65,7 @@ CHIPS = {
       ici_bytes_per_s=400 * GB / 8,
       # 2 x 100 Gbps a host of 8 chips; 6.4 Tbps a pod of 256.
       dcn_bytes_per_s=25 * GB / 8,
+      host_bytes_per_s=15 * GB,
       shapes=_2D,
       source='cloud.google.com/tpu/docs/v5e',
     ),
@@ -74,6 +77,7 @@ CHIPS = {
       ici_links=6,
       ici_bytes_per_s=1200 * GB / 12,
       dcn_bytes_per_s=50 * GB / 8,
+      host_bytes_per_s=15 * GB,
       shapes=_3D,
       source='cloud.google.com/tpu/docs/v5p',
     ),
@@ -86,6 +90,7 @@ CHIPS = {
       ici_bytes_per_s=800 * GB / 8,
       # 4 x 200 Gbps a host of 8 chips: not confirmed, its page gives none.
       dcn_bytes_per_s=100 * GB / 8,
+      host_bytes_per_s=32 * GB,
       shapes=_2D,
       source='cloud.google.com/tpu/docs/v6e',
     ),

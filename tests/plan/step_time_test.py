@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from longctx_jax.plan.collectives import Collective
 from longctx_jax.plan.hlo import parse_program
-from longctx_jax.plan.step_time import hbm_bytes, step_time
+from longctx_jax.plan.step_time import hbm_bytes, host_bytes, step_time
 from longctx_jax.plan.topology import CHIPS, topology_devices
 
 V5P = CHIPS['v5p']
@@ -33,6 +33,15 @@ def test_each_term_is_the_time_of_one_part_at_its_peak():
   assert terms(collective('all-to-all', 2e11, size=8)).ici == pytest.approx(2)
   between = terms(collective('all-reduce', 6.25e9, crosses=True))
   assert (between.ici, between.dcn) == (0, pytest.approx(1))
+
+
+def test_memory_of_the_host_is_a_term_of_its_own():
+  # Published: 15 GB/s a chip, one way.
+  time = step_time(
+    V5P, 8, hardware_flops=0, hbm_bytes=0, sent=(), host_bytes=3e10
+  )
+  assert time.host == pytest.approx(2)
+  assert (time.bottleneck, time.step_s) == ('host', time.host)
 
 
 def test_the_longest_term_is_the_bottleneck_and_the_prediction():
@@ -87,3 +96,61 @@ def test_only_the_slice_that_a_loop_reads_and_writes_is_counted():
   # A turn reads a row and the total, and writes as much; nothing like all rows.
   assert 3 * turns * row < ours < 12 * turns * row
   assert theirs < ours  # it counts one turn
+
+
+# Three layers: each puts its 16 bytes away on the host (S(5)), fetches them
+# again, and copies a quarter of a weight to VMEM (S(1)) and it whole in HBM.
+MOVES = """\
+HloModule step, is_scheduled=true
+
+%layer (p: (s32[], f32[3,4], f32[1,4], f32[16])) -> (s32[], f32[3,4], \
+f32[1,4], f32[16]) {
+  %p = (s32[], f32[3,4]{1,0:S(5)}, f32[1,4]{1,0}, f32[16]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %kept = f32[3,4]{1,0:S(5)} get-tuple-element(%p), index=1
+  %x = f32[1,4]{1,0} get-tuple-element(%p), index=2
+  %w = f32[16]{0} get-tuple-element(%p), index=3
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  %put = ((f32[3,4]{1,0:S(5)}, f32[1,4]{1,0}, s32[], s32[]), \
+f32[3,4]{1,0:S(5)}, u32[]{:S(2)}) dynamic-update-slice-start(%kept, %x, %i, %i)
+  %there = f32[3,4]{1,0:S(5)} dynamic-update-slice-done(%put)
+  %get = ((f32[3,4]{1,0:S(5)}, s32[], s32[]), f32[1,4]{1,0}, u32[]{:S(2)}) \
+dynamic-slice-start(%there, %i, %i), dynamic_slice_sizes={1,4}
+  %back = f32[1,4]{1,0} dynamic-slice-done(%get)
+  %part = ((f32[16]{0}), f32[4]{0:S(1)}, s32[]{:S(2)}) slice-start(%w), \
+slice={[0:4]}
+  %near = f32[4]{0:S(1)} slice-done(%part)
+  %again = (f32[16]{0}, f32[16]{0}, u32[]{:S(2)}) copy-start(%w)
+  %copied = f32[16]{0} copy-done(%again)
+  ROOT %t = (s32[], f32[3,4]{1,0:S(5)}, f32[1,4]{1,0}, f32[16]{0}) \
+tuple(%next, %there, %back, %copied)
+}
+
+%more (q: (s32[], f32[3,4], f32[1,4], f32[16])) -> pred[] {
+  %q = (s32[], f32[3,4]{1,0:S(5)}, f32[1,4]{1,0}, f32[16]{0}) parameter(0)
+  %j = s32[] get-tuple-element(%q), index=0
+  %three = s32[] constant(3)
+  ROOT %lt = pred[] compare(%j, %three), direction=LT
+}
+
+ENTRY %main (y: f32[1,4], v: f32[16]) -> f32[1,4] {
+  %y = f32[1,4]{1,0} parameter(0)
+  %v = f32[16]{0} parameter(1)
+  %zero = s32[] constant(0)
+  %host = f32[3,4]{1,0:S(5)} custom-call(), custom_call_target="AllocateBuffer"
+  %start = (s32[], f32[3,4]{1,0:S(5)}, f32[1,4]{1,0}, f32[16]{0}) \
+tuple(%zero, %host, %y, %v)
+  %layers = (s32[], f32[3,4]{1,0:S(5)}, f32[1,4]{1,0}, f32[16]{0}) \
+while(%start), condition=%more, body=%layer
+  ROOT %out = f32[1,4]{1,0} get-tuple-element(%layers), index=2
+}
+"""
+
+
+def test_what_is_moved_is_counted_in_the_memories_that_it_moves_between():
+  program = parse_program(MOVES)
+  assert host_bytes(program, lambda _: None) == 3 * 16
+  counters = 4 * (4 + 4 + 4) + 4 * (4 + 4) + 4  # next, i, one; lt's, at the end
+  moved = 16 + 16 + 16 + 2 * 64
+  assert 0 <= hbm_bytes(program, lambda _: None) - 3 * moved <= counters
