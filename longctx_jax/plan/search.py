@@ -8,8 +8,9 @@ from longctx_jax.config import ConfigError, StageConfig
 from longctx_jax.plan.plan_stage import Plan, plan_stage, with_choice
 from longctx_jax.plan.topology import topology_devices
 
-# From what computes least twice to what keeps least.
-REMAT = ('none', 'dots', 'attention', 'full')
+# From what computes least twice to what keeps least. 'offload' computes as much
+# as 'full', and waits for the host's memory beside.
+REMAT = ('none', 'dots', 'attention', 'full', 'offload')
 
 
 def meshes(config: StageConfig, topology: str) -> list[dict[str, int]]:

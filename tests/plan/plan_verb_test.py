@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from longctx_jax.model import REMAT_POLICIES
+from longctx_jax.plan import search as searching
 from longctx_jax.plan.as_text import as_text, search_text
 from longctx_jax.plan.collectives import Collective
 from longctx_jax.plan.compile_step import Memory
 from longctx_jax.plan.page import write_plan_page
 from longctx_jax.plan.plan_stage import Plan, as_json
-from longctx_jax.plan.search import best_first, meshes
+from longctx_jax.plan.search import best_first, meshes, search
 from longctx_jax.plan.step_flops import StepFlops
 from longctx_jax.plan.step_time import StepTime
 from longctx_jax.plan.topology import CHIPS
@@ -130,6 +132,28 @@ def test_a_search_lists_what_fits_first_and_of_that_the_fastest():
   plans = best_first([larger, slow, large, fast])
   assert plans == [fast, slow, large, larger]
   assert 'too large by' in search_text(plans).splitlines()[-1]
+
+
+@pytest.mark.parametrize('fits', [*searching.REMAT, None])
+def test_on_each_mesh_the_first_policy_that_fits_is_taken(monkeypatch, fits):
+  tried = []
+
+  def plan_it(config, topology, *, document_len):
+    del topology, document_len
+    tried.append(config.model.remat)
+    large = config.model.remat != fits
+    return plan(total=100 * GIB if large else 10 * GIB)._replace(config=config)
+
+  monkeypatch.setattr(searching, 'plan_stage', plan_it)
+  mesh = {'data': 1, 'fsdp': 2, 'context': 2, 'tensor': 1}
+  monkeypatch.setattr(searching, 'meshes', lambda *_: [mesh, mesh, mesh])
+  found = list(search(small.stage_config(), 'v5e:2x2', num_meshes=2))
+  order = searching.REMAT[: searching.REMAT.index(fits) + 1 if fits else None]
+  assert tried == 2 * [*order]
+  assert [one.config.model.remat for one in found] == 2 * [order[-1]]
+  # All that there are, the one that waits for the host after all others.
+  assert {*searching.REMAT} == {'none', *REMAT_POLICIES}
+  assert searching.REMAT[-2:] == ('full', 'offload')
 
 
 def test_meshes_are_those_over_which_the_sizes_divide():
