@@ -140,8 +140,10 @@ def together(alone, cache, tmp_path_factory):
   """Workdir of two processes that went on from a checkpoint of one."""
   workdir = tmp_path_factory.mktemp('together')
   begin_at_step_2(workdir, alone)
-  for process in run_both(run_of_two(workdir), cache):
+  both = run_both(run_of_two(workdir), cache)
+  for process in both:
     assert process.code == 0, process.text
+  assert 'small: going on from step 2' in both[0].text
   return workdir
 
 
@@ -184,8 +186,10 @@ def test_sigterm_to_one_of_two_saves_and_resumes_exactly(
   # One process reads what two have written: to within rounding, the weights
   # between those of steps 4 and 6.
   assert np.isfinite(weights(stage_of(tmp_path), 5)['embedding']).all()
-  for process in run_both(run_of_two(tmp_path, flag), cache):
+  both = run_both(run_of_two(tmp_path, flag), cache)
+  for process in both:
     assert process.code == 0, process.text
+  assert 'small: going on from step 5' in both[0].text
   assert losses(stage_of(tmp_path)) == losses(stage_of(together))
   assert_equal_bits(
     weights(stage_of(tmp_path), 6), weights(stage_of(together), 6)
