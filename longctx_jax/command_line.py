@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from longctx_jax.config import add_defaults
 
 # What most verbs are about.
 RUN = {'workdir': 'directory of the run'}
@@ -74,6 +76,7 @@ def parse_flags(
       flag_values=values,
       sys_argv=argv,
     )
+    _give_defaults(values['config'].parser)
   if '--help' in argv or '-h' in argv:
     _print_help(verb, values)
   hint = f'(longctx {verb} --help)'
@@ -97,6 +100,20 @@ def parse_flags(
     what = 'is missing' if not given else 'are two: give one'
     fail(f'{wanted} {what} {hint}')
   return values
+
+
+def _give_defaults(parser: flags.ArgumentParser) -> None:
+  """Makes a flag of what a config file leaves to a default, too."""
+  load = parser.parse
+
+  def parse(path):
+    config = load(path)
+    if isinstance(config, ConfigDict):
+      with config.unlocked():
+        add_defaults(config)
+    return config
+
+  parser.parse = parse
 
 
 def define_run_flags(values: flags.FlagValues) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from longctx_jax.config_from_dict import (
   ConfigError,
   check_at_least,
+  fill_defaults,
   from_config_dict,
   plain_dict,
 )
@@ -310,6 +311,14 @@ def stages_from_recipe(config: Any) -> tuple[StageConfig, ...]:
     )
     for name in order
   )
+
+
+def add_defaults(config: Any) -> None:
+  """Gives the `ConfigDict` of a stage or recipe every field with a default."""
+  fill_defaults(StageConfig, config)
+  if 'stages' in config:
+    for stage in config.stages.values():
+      fill_defaults(StageConfig, stage)
 
 
 def to_json(config: Any) -> str:

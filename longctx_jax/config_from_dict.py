@@ -38,6 +38,33 @@ def plain_dict(config: Any) -> dict[str, Any]:
   return config.to_dict() if hasattr(config, 'to_dict') else dict(config)
 
 
+def fill_defaults(cls: type, config: Any) -> None:
+  """Gives an unlocked `ConfigDict` of `cls` the fields that have a default.
+
+  In its sections too; what it lacks or has amiss is `from_config_dict`'s to
+  refuse.
+  """
+  types_of = typing.get_type_hints(cls)
+  for field in dataclasses.fields(cls):
+    if field.name in config:
+      _fill(types_of[field.name], config[field.name])
+    elif field.default is not dataclasses.MISSING:
+      config[field.name] = field.default
+
+
+def _fill(kind, value):
+  if not hasattr(value, 'to_dict'):
+    return
+  origin, args = typing.get_origin(kind), typing.get_args(kind)
+  if origin is dict:
+    for item in value.values():
+      _fill(args[1], item)
+  if origin in (typing.Union, types.UnionType) and 'kind' in value:
+    kind = _by_kind(args).get(value.kind)
+  if dataclasses.is_dataclass(kind):
+    fill_defaults(kind, value)
+
+
 def _build(kind, value, path):
   origin, args = typing.get_origin(kind), typing.get_args(kind)
   if dataclasses.is_dataclass(kind):
@@ -93,13 +120,17 @@ def _build_dataclass(cls, value, path):
 
 def _build_tagged(classes, value, path):
   """One of several dataclasses, told apart by the literal of their `kind`."""
-  by_kind = {
-    typing.get_args(typing.get_type_hints(cls)['kind'])[0]: cls
-    for cls in classes
-  }
+  by_kind = _by_kind(classes)
   kind = value.get('kind') if isinstance(value, Mapping) else None
   if kind not in by_kind:
     raise ConfigError(
       f'{path}.kind: {kind!r} is not one of {", ".join(by_kind)}'
     )
   return _build_dataclass(by_kind[kind], value, path)
+
+
+def _by_kind(classes):
+  return {
+    typing.get_args(typing.get_type_hints(cls)['kind'])[0]: cls
+    for cls in classes
+  }

@@ -8,9 +8,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.longskywork import pretrain, recipe
+from longctx_jax.command_line import parse_flags
 from longctx_jax.config import (
   ConfigError,
   StageConfig,
+  add_defaults,
   config_hash,
   from_config_dict,
   stages_from_recipe,
@@ -106,6 +108,41 @@ def test_a_recipe_gives_its_stages_in_order_with_what_they_share():
 def test_a_file_of_one_stage_is_no_recipe():
   with pytest.raises(ConfigError, match=r'stages is missing: .*longctx train'):
     stages_from_recipe(pretrain.get_config('tiny'))
+
+
+def test_what_a_file_leaves_to_a_default_is_a_field_of_it():
+  """In every section and stage, so that each has a flag; nothing else moves."""
+  config, as_given = recipe.get_config('tiny'), recipe.get_config('tiny')
+  add_defaults(config)
+  assert stages_from_recipe(config) == stages_from_recipe(as_given)
+  assert config.model.mlp_chunk_len == 0
+  for stage in config.stages.values():
+    assert stage.mesh.slices == 1
+    assert stage.optimizer.moment_dtype == 'float32'
+  # One of several kinds of section: that of its own kind.
+  assert {
+    source.kind: 'planner' in source
+    for stage in config.stages.values()
+    for source in stage.data.mixture.values()
+  } == {'documents': True, 'conversations': True, 'tables': False}
+  for stage, whole in zip(
+    config.stages.values(), stages_from_recipe(config), strict=True
+  ):
+    for section in ('data', 'mesh', 'optimizer', 'train', 'checkpoint', 'rope'):
+      names = {f.name for f in dataclasses.fields(getattr(whole, section))}
+      assert set(stage[section]) == names
+
+
+def test_flags_reach_fields_that_the_file_leaves_to_a_default():
+  argv = [
+    '--config=configs/longskywork/recipe.py:tiny',
+    '--config.model.mlp_chunk_len=5',
+    '--config.stages.cip.mesh.slices=2',
+    '--workdir=runs/x',
+  ]
+  config = parse_flags('recipe', argv, config=True).config
+  assert config.model.mlp_chunk_len == 5
+  assert config.stages.cip.mesh.slices == 2
 
 
 def test_json_and_back_is_the_same_config():
