@@ -1,12 +1,17 @@
 """Names of topologies, and what is known of their chips."""
 
 import importlib.util
+import types
 
 import pytest
 
 from longctx_jax.config import ConfigError
 from longctx_jax.plan import topology
-from longctx_jax.plan.compile_step import Memory, memory_of_refusal
+from longctx_jax.plan.compile_step import (
+  Memory,
+  memory_of_program,
+  memory_of_refusal,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,3 +68,18 @@ def test_a_refusal_is_an_answer_with_the_overshoot(message):
   )
   assert not memory.fits
   assert memory_of_refusal('INTERNAL: something else', arguments=0) is None
+
+
+@pytest.mark.parametrize(('peak', 'temporaries'), [(130, 29), (0, 50)])
+def test_temporaries_are_what_the_peak_leaves(peak, temporaries):
+  """libtpu may count more than it sets apart; an old one has no peak."""
+  analysis = types.SimpleNamespace(
+    argument_size_in_bytes=100,
+    temp_size_in_bytes=50,
+    output_size_in_bytes=90,
+    alias_size_in_bytes=89,
+    peak_memory_in_bytes=peak,
+  )
+  memory = memory_of_program(analysis, capacity=140)
+  assert memory == Memory(100, temporaries, 90, 89, 101 + temporaries, 140)
+  assert memory.fits == (peak > 0)
