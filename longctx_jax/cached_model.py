@@ -128,7 +128,7 @@ class CachedModel(NamedTuple):
 def _graphs(config: ModelConfig, rope: RopeConfig):
   """(a block, the final norm) without their parameters."""
   # Prompts are read in chunks as it is.
-  config = dataclasses.replace(config, mlp_chunk_len=0)
+  config = dataclasses.replace(config, mlp_chunk_len=0, mlp_chunk_width=0)
   return tuple(
     nnx.split(nnx.eval_shape(make))[0]
     for make in (

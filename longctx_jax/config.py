@@ -53,8 +53,11 @@ class ModelConfig:
   # Tokens whose logits exist at once, on one device or on those that split the
   # vocabulary (mesh.vocab_axes).
   loss_chunk_len: int = 2048
-  # Tokens of a device whose feed-forward hidden exists at once; 0: of all.
+  # Of how many of its tokens, and how many features of each, a device holds the
+  # feed-forward hidden at once; 0: all. Where a device has few tokens, kernels
+  # are the larger part, which width cuts down.
   mlp_chunk_len: int = 0
+  mlp_chunk_width: int = 0
   # Whether queries, keys and values have a bias, as in Qwen2.
   qkv_bias: bool = False
   # Layers written out per step of the scan. On CPUs a scanned layer runs its
@@ -66,7 +69,12 @@ class ModelConfig:
     check_at_least(self, 1, 'num_heads', 'num_kv_heads', 'head_dim')
     check_at_least(self, 1, 'hidden_dim', 'attention_block_len')
     check_at_least(self, 1, 'loss_chunk_len')
-    check_at_least(self, 0, 'mlp_chunk_len')
+    check_at_least(self, 0, 'mlp_chunk_len', 'mlp_chunk_width')
+    if self.hidden_dim % (self.mlp_chunk_width or 1):
+      raise ConfigError(
+        f'mlp_chunk_width={self.mlp_chunk_width} does not divide'
+        f' hidden_dim={self.hidden_dim}'
+      )
     if self.scan_unroll != -1:
       check_at_least(self, 1, 'scan_unroll')
     if self.num_heads % self.num_kv_heads:

@@ -19,7 +19,8 @@ from longctx_jax.array_types import typed
 from longctx_jax.config import ModelConfig, RopeConfig
 from longctx_jax.ops.attention import dense_attention
 from longctx_jax.ops.blockwise_attention import KEPT, blockwise_attention
-from longctx_jax.ops.blockwise_mlp import blockwise_mlp, swiglu
+from longctx_jax.ops.blockwise_mlp import Chunks, blockwise_mlp, swiglu
+from longctx_jax.ops.cast import cast_kernel
 from longctx_jax.ops.context_parallel import (
   ContextParallel,
   context_parallel_attention,
@@ -124,14 +125,14 @@ class Attention(nnx.Module):
     out = attend(rotate(q), rotate(k), v)
     B, T, D = x.shape
     # Heads flat: on CPUs XLA transposes the kernel each time it sums over two.
-    kernel = self.out[...].astype(x.dtype).reshape(-1, D)
+    kernel = cast_kernel(self.out[...], x.dtype).reshape(-1, D)
     return out.reshape(B, T, -1) @ kernel
 
   def _project(self, x):
     """Queries [B, T, N, H], keys and values [B, T, K, H]."""
     kernels = (self.query, self.key, self.value)
     projected = [
-      jnp.einsum('BTD,DNH->BTNH', x, kernel[...].astype(x.dtype))
+      jnp.einsum('BTD,DNH->BTNH', x, cast_kernel(kernel[...], x.dtype))
       for kernel in kernels
     ]
     if not self.config.qkv_bias:
@@ -192,7 +193,7 @@ class MLP(nnx.Module):
     self.gate = _kernel(rngs, (D, F), D, *how)
     self.up = _kernel(rngs, (D, F), D, *how)
     self.down = _kernel(rngs, (F, D), F, *how)
-    self.chunk_len = config.mlp_chunk_len
+    self.chunks = Chunks(config.mlp_chunk_len, config.mlp_chunk_width)
 
   @typed
   def __call__(
@@ -200,11 +201,9 @@ class MLP(nnx.Module):
   ) -> Float[Array, 'B T D']:
     """Token by token: down(silu(gate(x)) * up(x))."""
     kernels = [kernel[...] for kernel in (self.gate, self.up, self.down)]
-    if self.chunk_len:
-      return blockwise_mlp(
-        x, *kernels, chunk_len=self.chunk_len, parallel=parallel
-      )
-    return swiglu(x, *(kernel.astype(x.dtype) for kernel in kernels))
+    if any(self.chunks):
+      return blockwise_mlp(x, *kernels, chunks=self.chunks, parallel=parallel)
+    return swiglu(x, *(cast_kernel(kernel, x.dtype) for kernel in kernels))
 
 
 class Block(nnx.Module):

@@ -117,6 +117,10 @@ def check_model_divides(model: ModelConfig, mesh: Mesh) -> None:
     ('vocab_size', tensor),
   ):
     _check_shards(mesh, f'model.{field}', getattr(model, field), axes)
+  if model.mlp_chunk_width:
+    num_chunks = model.hidden_dim // model.mlp_chunk_width
+    what = 'model.hidden_dim / model.mlp_chunk_width'
+    _check_shards(mesh, what, num_chunks, tensor)
 
 
 def _check_shards(mesh, what, size, axes):

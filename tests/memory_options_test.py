@@ -29,10 +29,11 @@ OPTIONS = {
   'remat full': ({'remat': 'full'}, {}, 1),
   'remat offload': ({'remat': 'offload'}, {}, 1),
   'mlp in chunks': ({'mlp_chunk_len': 7}, {}, 1),
+  'mlp in chunks of features': ({'mlp_chunk_width': 8}, {'context': 2}, 1),
   'loss over fsdp': ({}, {'vocab_axes': ('fsdp', 'context')}, 1),
   'micro-batches': ({}, {'fsdp': 4, 'context': 2}, 2),
   'together': (
-    {'remat': 'offload', 'mlp_chunk_len': 7},
+    {'remat': 'offload', 'mlp_chunk_len': 7, 'mlp_chunk_width': 8},
     {
       'data': 2,
       'fsdp': 1,

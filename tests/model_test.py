@@ -202,7 +202,7 @@ def test_documents_give_the_same_alone_as_packed():
     {'remat': 'offload', 'scan_unroll': -1},
     {'attention': 'dense'},
     {'mlp_chunk_len': 5},
-    {'mlp_chunk_len': 5, 'remat': 'full'},
+    {'mlp_chunk_len': 5, 'mlp_chunk_width': 8, 'remat': 'full'},
   ],
   ids=str,
 )

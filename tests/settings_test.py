@@ -268,6 +268,10 @@ BUCKETS = {**TEXT, 'planner': 'buckets', 'bucket_len': 64}
     ({'model__num_kv_heads': 0}, 'model.num_kv_heads must be at least 1'),
     ({'model__mlp_chunk_len': -1}, 'model.mlp_chunk_len must be at least 0'),
     (
+      {'model__mlp_chunk_width': 5},
+      'model.mlp_chunk_width=5 does not divide hidden_dim=',
+    ),
+    (
       {'mesh__vocab_axes': ('tensor',)},
       "mesh.vocab_axes: 'tensor' is not one of fsdp, context",
     ),

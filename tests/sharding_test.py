@@ -254,6 +254,11 @@ def test_a_mesh_that_does_not_fit_is_refused_with_its_numbers(config, says):
     ),
     (
       MeshConfig(fsdp=2, tensor=4),
+      {'model': {'mlp_chunk_width': 32, 'num_kv_heads': 4}},
+      r'hidden_dim / model.mlp_chunk_width=2 .* 4 shards of mesh axis tensor',
+    ),
+    (
+      MeshConfig(fsdp=2, tensor=4),
       {'model': {'num_heads': 6}},
       r'model.num_heads=6 .* 4 shards of mesh axis tensor',
     ),
