@@ -146,6 +146,8 @@ def topology_devices(topology: str, num_slices: int = 1) -> list:
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', 'true')
   more = {'num_slices': num_slices} if num_slices > 1 else {}
+  if num_chips(topology) == 1:
+    more['chips_per_host_bounds'] = (1, 1, 1)  # libtpu 0.0.42 assumes 2x2x1
   with quiet_libtpu():
     try:
       return list(
