@@ -304,12 +304,11 @@ def _backward(chunk_len, parallel, residuals, d_total):
   del chunk_len, parallel
   dx, d_unembedding = residuals
   scale = d_total.astype(jnp.float32)
-  return (
-    (dx * scale).astype(dx.dtype),
-    None,
-    None,
-    (d_unembedding * scale).astype(d_unembedding.dtype),
-  )
+  d_unembedding = (d_unembedding * scale).astype(d_unembedding.dtype)
+  # Over fsdp, libtpu 0.0.42 fails to move this sum out of the loop over
+  # micro-batches (while_loop_all_reduce_code_motion); so it may not try.
+  d_unembedding = jax.lax.optimization_barrier(d_unembedding)
+  return (dx * scale).astype(dx.dtype), None, None, d_unembedding
 
 
 _loss_sum.defvjp(_forward, _backward)
