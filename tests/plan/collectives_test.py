@@ -198,6 +198,42 @@ def test_between_slices_it_is_the_network_that_is_used():
   }
 
 
+# As TPUs have it: one gather begins in a fusion and ends in another, which hold
+# a copy of it each; one is started and awaited.
+SPREAD = """\
+HloModule step, is_scheduled=true
+
+%begin (a: f32[64]) -> f32[256] {
+  %a = f32[64]{0} parameter(0)
+  ROOT %begun = f32[256]{0} all-gather(%a), channel_id=7, \
+replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+}
+
+%end (b: f32[64]) -> f32[256] {
+  %b = f32[64]{0} parameter(0)
+  ROOT %ended = f32[256]{0} all-gather(%b), channel_id=7, \
+replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+}
+
+ENTRY %main (x: f32[64]) -> f32[256] {
+  %x = f32[64]{0} parameter(0)
+  %one = f32[256]{0} fusion(%x), kind=kCustom, calls=%begin
+  %same = f32[256]{0} fusion(%x), kind=kCustom, calls=%end
+  %start = (f32[64]{0}, f32[256]{0}) all-gather-start(%x), channel_id=8, \
+replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  ROOT %done = f32[256]{0} all-gather-done(%start)
+}
+"""
+
+
+def test_what_tpus_spread_over_instructions_is_sent_once():
+  mesh = {'fsdp': 2, 'context': 4}
+  program = parse_program(SPREAD)
+  (gathers,) = collectives(program, lambda _: None, mesh, ONE_SLICE)
+  assert (gathers.kind, gathers.axis) == ('all-gather', 'context')
+  assert (gathers.count, gathers.bytes) == (2, 2 * 256 * 4 * 3 / 4)
+
+
 @pytest.mark.parametrize(
   ('attributes', 'groups'),
   [

@@ -135,6 +135,18 @@ def test_kernels_make_whole_tiles():
   assert tile_pairs(8, 3, 2) == (3 + 3 + 1) * 4
 
 
+@pytest.mark.parametrize(('platform', 'backward'), [('tpu', 7), ('gpu', 5)])
+def test_attention_makes_its_products_in_whole_tiles(platform, backward):
+  config, traced = traced_step(attention_block_len=32)
+  flops = step_flops(config, traced.jaxpr, document_len=0, platform=platform)
+  # Rows of 128 tokens: 1 + 2 + 3 + 4 tiles of 32 x 32. Forward two products of
+  # each, for each of four heads of 32 numbers.
+  tiles = config.data.batch_size * 10 * 32 * 32
+  one_product = 2 * tiles * 4 * 32
+  attention = flops.hardware - count_products(traced.jaxpr)
+  assert attention == pytest.approx(3 * (2 + backward) * one_product)
+
+
 def test_short_documents_need_less_of_the_model_and_of_the_hardware():
   config, traced = traced_step()
   one, many = (
