@@ -257,3 +257,5 @@ def test_axes_are_those_along_which_members_differ():
   assert axes_of([(0, 4)], sizes) == 'data'
   assert axes_of([(0, 1, 2, 3)], sizes) == 'fsdp+context'
   assert axes_of([(0,), (1,)], sizes) == ''
+  # A permute's pairs may each go another way.
+  assert axes_of([(0, 2), (2, 3)], sizes) == 'fsdp+context'
