@@ -73,8 +73,7 @@ def choose_topology(
   """Sets what `table` says of `options.topology`, if one is asked for.
 
   Names are Google's: the number counts cores in v4 and v5p, which have two a
-  chip, and chips in v5e and v6e. `longctx plan` takes the shape: v5p-64 is
-  v5p:2x4x4.
+  chip, and chips in v5e and v6e.
 
   Raises:
     ValueError: the table has no such topology, or it is asked for at the

@@ -92,7 +92,7 @@ def _named(stages, values):
 
 def _define_flags(values: flags.FlagValues) -> None:
   for name, default, what in (
-    ('topology', '', 'TPUs to compile for, such as v5p:2x2x4'),
+    ('topology', '', 'TPUs to compile for, such as v5p:2x2x4, or v5p-32'),
     ('stage', '', 'stage of a recipe, else all of them'),
     ('json', '', 'file for the figures'),
     ('html', '', 'file for a page with a memory bar a stage'),

@@ -105,24 +105,38 @@ def known_topologies() -> str:
   )
 
 
+def by_shape(topology: str) -> str:
+  """'v5p:2x4x4' for 'v5p-64', as launchers and configs call it, or as it is.
+
+  Google counts cores of v5p, of which a chip has two, and chips of the others.
+  """
+  name, _, number = topology.partition('-')
+  if name in CHIPS and number.isdecimal():
+    wanted = int(number) / (2 if name == 'v5p' else 1)
+    for shape in CHIPS[name].shapes:
+      if num_chips(f'{name}:{shape}') == wanted:
+        return f'{name}:{shape}'
+  return topology
+
+
 def chip_of(topology: str) -> Chip:
-  """The chip of 'v5p:2x2x4'.
+  """The chip of 'v5p:2x2x4', or 'v5p-32'.
 
   Raises:
     ConfigError: there is no such topology.
   """
-  name, _, shape = topology.partition(':')
+  name, _, shape = by_shape(topology).partition(':')
   if name not in CHIPS or shape not in CHIPS[name].shapes:
     raise ConfigError(
       f'--topology={topology}: no such topology. Known are, as'
-      f' --topology=v5p:2x2x4, {known_topologies()}'
+      f' --topology=v5p:2x2x4 or v5p-32, {known_topologies()}'
     )
   return CHIPS[name]
 
 
 def num_chips(topology: str) -> int:
   """Of one slice: 16 of 'v5p:2x2x4'."""
-  shape = topology.partition(':')[2]
+  shape = by_shape(topology).partition(':')[2]
   count = 1
   for side in re.findall(r'\d+', shape):
     count *= int(side)
@@ -152,7 +166,7 @@ def topology_devices(topology: str, num_slices: int = 1) -> list:
     try:
       return list(
         topologies.get_topology_desc(
-          platform='tpu', topology_name=topology, **more
+          platform='tpu', topology_name=by_shape(topology), **more
         ).devices
       )
     except jax.errors.JaxRuntimeError as error:

@@ -15,7 +15,7 @@ from longctx_jax.plan.compile_step import (
 
 
 @pytest.mark.parametrize(
-  'name', ['v5p', 'v9:2x2', 'v5p:3x3x3', 'v5e:2x2x4', '']
+  'name', ['v5p', 'v9:2x2', 'v5p:3x3x3', 'v5e:2x2x4', 'v5p-24', '']
 )
 def test_a_topology_that_does_not_exist_names_those_that_do(name):
   with pytest.raises(ConfigError, match='no such topology') as error:
@@ -23,6 +23,25 @@ def test_a_topology_that_does_not_exist_names_those_that_do(name):
   assert 'v5e: 1x1 2x2' in str(error.value)
   assert '2x2x4' in str(error.value)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('name', 'shape'),
+  [
+    ('v5p-8', 'v5p:2x2x1'),
+    ('v5p-64', 'v5p:2x4x4'),
+    ('v5e-16', 'v5e:4x4'),
+    ('v6e-32', 'v6e:4x8'),
+    ('v5p-24', 'v5p-24'),  # not offered
+    ('v9-8', 'v9-8'),
+    ('v5p:2x2x2', 'v5p:2x2x2'),
+  ],
+)
+def test_topologies_have_names_by_number_too(name, shape):
+  assert topology.by_shape(name) == shape
+  if ':' in shape:
+    assert topology.chip_of(name) == topology.chip_of(shape)
+    assert topology.num_chips(name) == topology.num_chips(shape)
 
 
 def test_without_libtpu_it_is_said_how_to_install_it(monkeypatch):
@@ -33,7 +52,7 @@ def test_without_libtpu_it_is_said_how_to_install_it(monkeypatch):
 
 # One chip is less than the host that libtpu 0.0.42 takes for granted.
 @pytest.mark.parametrize(
-  'name', ['v5e:4x4', 'v5p:2x2x2', 'v6e:2x4', 'v5e:1x1', 'v6e:1x1']
+  'name', ['v5e:4x4', 'v5p-16', 'v6e:2x4', 'v5e:1x1', 'v6e:1x1']
 )
 def test_libtpu_knows_the_chips_as_they_are_listed(name):
   pytest.importorskip('libtpu')
@@ -41,7 +60,7 @@ def test_libtpu_knows_the_chips_as_they_are_listed(name):
   devices = topology.topology_devices(name)
   assert {device.device_kind for device in devices} == {chip.kind}
   size = 1
-  for side in name.partition(':')[2].split('x'):
+  for side in topology.by_shape(name).partition(':')[2].split('x'):
     size *= int(side)
   assert len(devices) == size
   two = topology.topology_devices(name, num_slices=2)
