@@ -50,19 +50,24 @@ def layout(
   fsdp: int,
   context: int,
   micro_batches: int,
+  mlp_chunk_len: int = 0,
+  mlp_chunk_width: int = 0,
   remat: str = 'full',
   data: int = 1,
   tensor: int = 1,
 ) -> dict[str, dict]:
   """How a stage lies on a topology: an entry of a config's table of them.
 
-  That it fits is arithmetic, unless a comment beside it has the compiler's
-  figure: `longctx plan` compiles any entry.
+  benchmarks/plan_stages.py has the compiler's figures for every entry.
   """
   axes = {'data': data, 'fsdp': fsdp, 'context': context, 'tensor': tensor}
   return {
     'mesh': axes,
-    'model': {'remat': remat},
+    'model': {
+      'remat': remat,
+      'mlp_chunk_len': mlp_chunk_len,
+      'mlp_chunk_width': mlp_chunk_width,
+    },
     'train': {'micro_batches': micro_batches},
   }
 

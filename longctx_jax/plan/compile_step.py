@@ -121,7 +121,7 @@ def memory_of_refusal(message: str, *, arguments: int) -> Memory | None:
   arguments, but for a few numbers.
   """
   found = re.search(
-    r'CompileTimeHbmOom.*?\(([\d.]+)([KMG])\) exceeds available HBM'
+    r'Ran out of memory on HBM.*?\(([\d.]+)([KMG])\) exceeds available HBM'
     r' \(([\d.]+)([KMG])\)',
     message,
     re.DOTALL,

@@ -91,6 +91,9 @@ class Use(NamedTuple):
   in_fusion: str  # name of the fusion that it is part of, or ''
 
 
+# The compiler moves a counter between memories as it pleases.
+_COPIES = 'copy', 'copy-start', 'copy-done', 'bitcast'
+
 # (loop) -> trips, of a loop whose trip count XLA does not know; None: unknown.
 Trips = Callable[[Instruction], float | None]
 
@@ -161,7 +164,11 @@ def parse_arrays(shape: str) -> tuple[Array, ...]:
 
 
 def uses(program: Program, trips: Trips) -> Iterator[Use]:
-  """Every instruction that runs, as often as it is written to."""
+  """Every instruction that runs, as often as it is written to.
+
+  A loop of which nobody knows counts once (see `unknown_loops`), and so does
+  each branch of such a conditional.
+  """
 
   def visit(name, times, fusion):
     computation = program.computations[name]
@@ -170,13 +177,11 @@ def uses(program: Program, trips: Trips) -> Iterator[Use]:
       opcode, attributes = instruction.opcode, instruction.attributes
       if opcode == 'while':
         body = re.search(r'body=%?([\w.-]+)', attributes)[1]
-        count = trip_count(program, name, instruction)
-        if count is None:
-          count = trips(instruction)
+        count = _known_count(program, name, instruction, trips)
         yield from visit(body, times * (1 if count is None else count), fusion)
       elif opcode == 'conditional':
-        count = trips(instruction)
         branches = _branches(attributes)
+        count = trips(_with_name(program, instruction, branches))
         for i, branch in enumerate(branches):
           # A condition that `trips` knows is False or True: 0 or 1.
           taken = 1 if count is None else float(i == int(count > 0))
@@ -187,6 +192,36 @@ def uses(program: Program, trips: Trips) -> Iterator[Use]:
         yield from visit(called, times, inside)
 
   yield from visit(program.entry, 1.0, '')
+
+
+def unknown_loops(program: Program, trips: Trips) -> list[str]:
+  """Names, as in the source, of the loops of which nobody knows the trips."""
+  return [
+    use.instruction.op_name or use.instruction.name
+    for use in uses(program, trips)
+    if use.instruction.opcode == 'while'
+    and _known_count(program, use.computation, use.instruction, trips) is None
+  ]
+
+
+def _known_count(program, computation, loop, trips):
+  count = trip_count(program, computation, loop)
+  return trips(loop) if count is None else count
+
+
+def _with_name(program, conditional, branches):
+  """With the source's name again, where XLA made one conditional of several.
+
+  What is in a branch keeps it: .../ring_down/cond/branch_1_fun/while.
+  """
+  if conditional.op_name.endswith('/cond'):
+    return conditional
+  for branch in branches:
+    for instruction in program.computations[branch].values():
+      name, in_branch, _ = instruction.op_name.partition('/branch_')
+      if in_branch:
+        return conditional._replace(attributes=f'metadata={{op_name="{name}"}}')
+  return conditional
 
 
 def _branches(attributes):
@@ -214,12 +249,12 @@ def trip_count(
   if root.opcode != 'compare' or 'direction=LT' not in root.attributes:
     return None
   inside = program.computations[condition]
-  counter, limit = (inside.get(name) for name in root.operands)
+  counter, limit = (_original(inside, name) for name in root.operands)
   index = _tuple_index(counter)
   if index is None:
     return None
   at_start = _at_start(program, computation, loop, index)
-  end = _constant(inside, limit)
+  end = _constant(limit)
   if end is None and (where := _tuple_index(limit)) is not None:
     end = _at_start(program, computation, loop, where)
   step = _step(program.computations[body], index)
@@ -239,10 +274,16 @@ def _tuple_index(instruction):
   return int(re.search(r'index=(\d+)', instruction.attributes)[1])
 
 
-def _constant(computation, instruction):
-  """The integer that an instruction is, through copies, or None."""
-  while instruction is not None and instruction.opcode in ('copy', 'bitcast'):
+def _original(computation, name):
+  """The instruction of which this one is a copy, or itself."""
+  instruction = computation.get(name)
+  while instruction is not None and instruction.opcode in _COPIES:
     instruction = computation.get(instruction.operands[0])
+  return instruction
+
+
+def _constant(instruction):
+  """The integer that an instruction is, or None."""
   if instruction is None or instruction.opcode != 'constant':
     return None
   value = instruction.operands[0]
@@ -254,7 +295,7 @@ def _at_start(program, computation, loop, index):
   state = inside.get(loop.operands[0])
   if state is None or state.opcode != 'tuple':
     return None
-  return _constant(inside, inside.get(state.operands[index]))
+  return _constant(_original(inside, state.operands[index]))
 
 
 def _step(body, index):
@@ -262,12 +303,10 @@ def _step(body, index):
   root = _root(body)
   if root.opcode != 'tuple':
     return None
-  grown = body.get(root.operands[index])
-  while grown is not None and grown.opcode in ('copy', 'bitcast'):
-    grown = body.get(grown.operands[0])
+  grown = _original(body, root.operands[index])
   if grown is None or grown.opcode != 'add':
     return None
   for one, other in (grown.operands, grown.operands[::-1]):
-    if _tuple_index(body.get(one)) == index:
-      return _constant(body, body.get(other))
+    if _tuple_index(_original(body, one)) == index:
+      return _constant(_original(body, other))
   return None

@@ -15,7 +15,12 @@ from longctx_jax.ops.sequence_layout import stored_index
 from longctx_jax.ops.tiles import count_tiles, shard_extents
 from longctx_jax.plan.collectives import Collective, collectives
 from longctx_jax.plan.compile_step import Memory, compile_step
-from longctx_jax.plan.hlo import Instruction, Trips, parse_program
+from longctx_jax.plan.hlo import (
+  Instruction,
+  Trips,
+  parse_program,
+  unknown_loops,
+)
 from longctx_jax.plan.step_flops import StepFlops, step_flops
 from longctx_jax.plan.step_time import (
   StepTime,
@@ -105,11 +110,13 @@ def plan_stage(
     document_len = 0
   step = compile_step(config, mesh, chip)
   flops = step_flops(config, step.jaxpr, document_len=document_len)
-  sent, touched, seconds = (), 0.0, None
+  sent, touched, seconds, problem = (), 0.0, None, step.problem
   if step.text:
     parallel = sharding.context_parallel(config.mesh, mesh)
     trips = ring_trips(parallel, config, document_len)
     program = parse_program(step.text)
+    problem = _problem(unknown_loops(program, trips))
+  if step.text and not problem:
     slice_of = np.array(
       [getattr(device, 'slice_index', 0) or 0 for device in mesh.devices.flat]
     )
@@ -135,8 +142,17 @@ def plan_stage(
     sent=sent,
     hbm_bytes=touched,
     time=seconds,
-    problem=step.problem,
+    problem=problem,
     seconds=step.seconds,
+  )
+
+
+def _problem(loops):
+  if not loops:
+    return ''
+  return (
+    f'nothing is predicted: the compiled program does not say how often'
+    f' {len(loops)} of its loops run, such as {loops[0]}'
   )
 
 

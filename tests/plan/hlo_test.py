@@ -2,7 +2,12 @@
 
 import pytest
 
-from longctx_jax.plan.hlo import parse_arrays, parse_program, uses
+from longctx_jax.plan.hlo import (
+  parse_arrays,
+  parse_program,
+  unknown_loops,
+  uses,
+)
 
 # Two layers' loop around a loop of three hops around one permute; a loop whose
 # end is known at run time; a branch; and a fusion.
@@ -84,8 +89,12 @@ branch_computations={%no, %yes}
 
 
 def times(trips):
+  return times_in(PROGRAM, trips)
+
+
+def times_in(text, trips):
   found = {}
-  for use in uses(parse_program(PROGRAM), trips):
+  for use in uses(parse_program(text), trips):
     name = use.instruction.name
     found[name] = found.get(name, 0) + use.times
   return found
@@ -109,6 +118,48 @@ def test_loops_and_branches_run_as_often_as_is_told_of_them():
   assert got['move'] == 3 * (2 + 10)
   assert got['sine'] == 0
   assert times(lambda x: x.opcode == 'conditional' or None)['sine'] == 1
+
+
+def test_a_loop_of_which_nobody_knows_is_named():
+  program = parse_program(PROGRAM)
+  assert unknown_loops(program, lambda _: None) == ['jit(f)/ring_up/while']
+  assert unknown_loops(program, lambda _: 1.0) == []
+
+
+def test_a_counter_is_known_through_copies():
+  """libtpu keeps counters in scalar memory, where a program is large."""
+  copied = PROGRAM
+  for line, back in (
+    ('%next.1 = s32[]{:T(128)} add(%i.1, %two)', '%i.1'),
+    ('ROOT %lt.1 = pred[] compare(%i.2, %six)', '%i.2'),
+    ('%next.3 = s32[] add(%one, %i.3)', '%one'),
+    ('%start = (s32[], f32[4]{0}, s32[]) tuple(%zero,', '%zero'),
+  ):
+    assert line in copied
+    there = f'{back}.copy = s32[]{{:T(128)S(6)}} copy({back})\n  '
+    copied = copied.replace(line, there + line.replace(back, f'{back}.copy'))
+  got = times_in(copied, lambda _: None)
+  assert {name: got[name] for name in times(lambda _: None)} == times(
+    lambda _: None
+  )
+
+
+def test_a_branch_says_what_its_conditional_is_called():
+  """XLA made one conditional of several, and forgot what they were called."""
+  name = 'jit(f)/ring_down/cond/branch_1_fun/sin'
+  program = PROGRAM.replace(
+    'sine(%p.5)', f'sine(%p.5), metadata={{op_name="{name}"}}'
+  )
+  asked = []
+
+  def trips(instruction):
+    if instruction.opcode == 'conditional':
+      asked.append(instruction.op_name)
+      return 0.0
+    return None
+
+  times_in(program, trips)
+  assert asked == ['jit(f)/ring_down/cond']
 
 
 def test_what_is_in_a_fusion_says_so():

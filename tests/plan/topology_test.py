@@ -67,11 +67,13 @@ def test_libtpu_knows_the_chips_as_they_are_listed(name):
   assert [device.slice_index for device in two] == [0] * size + [1] * size
 
 
-# What libtpu 0.0.52 and 0.0.30 say.
+# What libtpu 0.0.52, 0.0.42 and 0.0.30 say.
 REFUSALS = [
   'RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the'
   ' total memory required for HLO temporaries (24.00G) exceeds available HBM'
   ' (15.75G). HLO module: jit_f.\nSee https://openxla.org/xla/errors',
+  'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for'
+  ' HLO temporaries (24.00G) exceeds available HBM (15.75G).',
   'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.00G of'
   ' 15.75G hbm. Exceeded hbm capacity by 8.25G.',
 ]
