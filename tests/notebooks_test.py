@@ -54,6 +54,13 @@ def test_it_is_stored_with_what_it_shows_and_is_small(path):
   # Executed once, in order.
   counts = [cell['execution_count'] for cell in code]
   assert counts == list(range(1, len(code) + 1))
+  # Within one run, cell after cell: the times are as they were recorded.
+  times = [
+    cell['metadata']['execution'][moment]
+    for cell in code
+    for moment in ('iopub.status.busy', 'iopub.status.idle')
+  ]
+  assert times == sorted(times)
   outputs = [output for cell in code for output in cell['outputs']]
   assert not [o for o in outputs if o['output_type'] == 'error']
   assert not [o for o in outputs if o.get('name') == 'stderr']
