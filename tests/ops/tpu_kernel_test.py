@@ -361,7 +361,8 @@ def test_kernels_compile_for_tpus(topology, shard_len, head_dim):
   assert done.returncode == 0, done.stderr[-4000:]
   temp_bytes = json.loads(done.stdout.splitlines()[-1])
   # Linear in T: some copies of the arrays in the kernels' layout, not scores,
-  # one head of which would be 4 * 32,768**2 bytes = 4 GiB.
+  # one head of which would be 4 * 32,768**2 bytes = 4 GiB. libtpu 0.0.42 takes
+  # 3.5 copies for narrow heads on v5p, where 0.0.52 takes less than 3.
   per_pass = shard_len * 32 * max(head_dim, 128) * 4
-  assert 0 < temp_bytes['forward'] < 3 * per_pass
+  assert 0 < temp_bytes['forward'] < 4 * per_pass
   assert 0 < temp_bytes['backward'] < 4 * per_pass

@@ -78,7 +78,9 @@ def test_bytes_are_those_of_the_compiler():
   M, K = 32_768, 4096
   ours, theirs = accessed(f, (M, K), (K, K), mesh=mesh)
   # x, y, the tanh in bfloat16 written and read, y again, and the result.
-  assert ours == 4 * M * K + 4 * K * K + 2 * 2 * M * K + 4 * K * K + 4 * M * K
+  twice = 4 * M * K + 4 * K * K + 2 * 2 * M * K + 4 * K * K + 4 * M * K
+  # libtpu 0.0.42 has y in VMEM still.
+  assert ours in (twice, twice - 4 * K * K)
   # The compiler has the tanh at four bytes on one of its ways.
   assert 0.8 * theirs < ours < 1.05 * theirs
 
