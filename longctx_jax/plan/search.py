@@ -23,8 +23,6 @@ def meshes(config: StageConfig, topology: str) -> list[dict[str, int]]:
   devices = topology_devices(topology, num_slices)
   found = []
   for data, fsdp, context, tensor in _factors(len(devices), 4):
-    if data % num_slices:
-      continue  # only `data` may cross slices
     axes = dict(zip(sharding.AXES, (data, fsdp, context, tensor), strict=True))
     choice = with_choice(config, axes, config.model.remat)
     try:
