@@ -21,30 +21,26 @@ from longctx_jax.config import StageConfig, from_config_dict
 from longctx_jax.plan.plan_stage import plan_stage
 from longctx_jax.plan.topology import num_chips
 
-# Tokens of the row, chips, tokens of a chunk of the feed-forward, MaxText's GB.
+# Tokens of the row, chips, MaxText's GB.
 CASES = (
-  (65_536, 'v5p:2x2x2', 0, 10.77),
-  (524_288, 'v5p:2x2x4', 4096, 50.68),
-  (32_768, 'v5e:4x4', 0, 4.18),
+  (65_536, 'v5p:2x2x2', 10.77),
+  (524_288, 'v5p:2x2x4', 50.68),
+  (32_768, 'v5e:4x4', 4.18),
 )
 
 
-def stage(seq_len: int, chips: str, mlp_chunk_len: int) -> StageConfig:
+def stage(seq_len: int, chips: str) -> StageConfig:
   """ProLong's stage, but for its rows: one, of one document."""
   config = stage_64k.get_config()
   config.data.seq_len, config.data.batch_size = seq_len, 1
   config.data.mixture = {'text': stage_64k.short_documents(1.0)}
   config.mesh.fsdp, config.mesh.context = 1, num_chips(chips)
-  config.model.mlp_chunk_width = 3584  # a quarter of the hidden
-  config.model.mlp_chunk_len = mlp_chunk_len
   return from_config_dict(StageConfig, config)
 
 
-def measure(
-  seq_len: int, chips: str, mlp_chunk_len: int, maxtext_gb: float
-) -> dict[str, object]:
+def measure(seq_len: int, chips: str, maxtext_gb: float) -> dict[str, object]:
   """One line of the table."""
-  plan = plan_stage(stage(seq_len, chips, mlp_chunk_len), chips)
+  plan = plan_stage(stage(seq_len, chips), chips)
   temporaries = plan.memory.temporaries / 1e9
   return {
     'T': seq_len,

@@ -50,24 +50,19 @@ def layout(
   fsdp: int,
   context: int,
   micro_batches: int,
-  mlp_chunk_len: int = 0,
-  mlp_chunk_width: int = 0,
   remat: str = 'full',
   data: int = 1,
   tensor: int = 1,
 ) -> dict[str, dict]:
   """How a stage lies on a topology: an entry of a config's table of them.
 
-  benchmarks/plan_stages.py has the compiler's figures for every entry.
+  What benchmarks/plan_stages.py prints has the compiler's figures of each. The
+  stages of a recipe share a model, so they take the same `remat`.
   """
   axes = {'data': data, 'fsdp': fsdp, 'context': context, 'tensor': tensor}
   return {
     'mesh': axes,
-    'model': {
-      'remat': remat,
-      'mlp_chunk_len': mlp_chunk_len,
-      'mlp_chunk_width': mlp_chunk_width,
-    },
+    'model': {'remat': remat},
     'train': {'micro_batches': micro_batches},
   }
 
@@ -234,6 +229,8 @@ def shrink_to_laptop(config: ConfigDict) -> None:
       # three words, 400 steps of 1,024 tokens, accuracy 1.00 against 0.31.
       'block_init_scale': 0.2,
       'remat': 'none',
+      'mlp_chunk_len': 0,
+      'mlp_chunk_width': 0,
       'scan_unroll': -1,
       # Short rows hold several documents: small tiles skip more.
       'attention_block_len': 128,

@@ -210,7 +210,14 @@ def test_options_of_rows_are_flags():
 
 
 # Google's names -> chips along x, y and z.
-SHAPES = {'v5p-16': (2, 2, 2), 'v5p-64': (2, 4, 4), 'v6e-32': (4, 8, 1)}
+SHAPES = {
+  'v5p-8': (2, 2, 1),
+  'v5p-16': (2, 2, 2),
+  'v5p-64': (2, 4, 4),
+  'v6e-8': (2, 4, 1),
+  'v6e-16': (4, 4, 1),
+  'v6e-32': (4, 8, 1),
+}
 
 
 def topologies():
@@ -261,7 +268,10 @@ def test_each_topology_changes_where_a_stage_lies_and_nothing_else(paper):
   ('arg', 'says'),
   [
     ('huge', "option 'huge' is unknown; this file has tiny, topology$"),
-    ('topology=v9-1', 'topology=v9-1 is unknown; this file has v5p-16, v5p-64'),
+    (
+      'topology=v9-1',
+      'topology=v9-1 is unknown; this file has v5p-8, v5p-16, v5p-64',
+    ),
     ('topology', "option 'topology' needs a value: topology=...$"),
     ('topology=', "option 'topology' needs a value: topology=...$"),
     ('tiny=yes', "option 'tiny=yes': tiny is a switch, give :tiny alone$"),

@@ -13,12 +13,17 @@ from ml_collections import ConfigDict
 from configs import common
 from configs.longskywork import pretrain
 
-# Parameters and optimizer state lie on fsdp x context, rows on fsdp alone.
+# Parameters and optimizer state lie on fsdp x context, rows on fsdp alone. What
+# each takes and how long it is, benchmarks/plan_stages.py prints.
 TOPOLOGIES = {
+  # ours: 4 chips, the fewest of a v5p, with the host's help
+  'v5p-8': common.layout(fsdp=1, context=4, micro_batches=20, remat='offload'),
   # ours: 8 chips, 25,600 tokens on each
   'v5p-16': common.layout(fsdp=1, context=8, micro_batches=20),
   # ours: 32 chips, 25,600 tokens on each
   'v5p-64': common.layout(fsdp=4, context=8, micro_batches=5),
+  # ours: 16 chips, 25,600 tokens on each
+  'v6e-16': common.layout(fsdp=2, context=8, micro_batches=10, remat='offload'),
 }
 
 

@@ -18,15 +18,9 @@ by people, which you give.
 from ml_collections import ConfigDict
 
 from configs import common
-from configs.longskywork import sft
+from configs.longskywork import cip, sft
 
-# As cip's, whose rows are as long.
-TOPOLOGIES = {
-  # ours: 8 chips, 25,600 tokens on each
-  'v5p-16': common.layout(fsdp=1, context=8, micro_batches=20),
-  # ours: 32 chips, 25,600 tokens on each
-  'v5p-64': common.layout(fsdp=4, context=8, micro_batches=5),
-}
+TOPOLOGIES = cip.TOPOLOGIES  # rows are as long
 
 
 def get_config(arg: str = '') -> ConfigDict:

@@ -15,10 +15,14 @@ from configs import common
 
 # A row lies on one chip: nothing waits for a ring.
 TOPOLOGIES = {
+  # ours: 4 chips, 4 rows on each
+  'v5p-8': common.layout(fsdp=4, context=1, micro_batches=64, remat='offload'),
   # ours: 8 chips, 4 rows on each
   'v5p-16': common.layout(fsdp=8, context=1, micro_batches=32),
   # ours: 32 chips, 8 rows on each
   'v5p-64': common.layout(fsdp=32, context=1, micro_batches=4),
+  # ours: 16 chips, 8 rows on each
+  'v6e-16': common.layout(fsdp=16, context=1, micro_batches=8, remat='offload'),
 }
 
 
@@ -106,6 +110,9 @@ def get_config(arg: str = '') -> ConfigDict:
       'compute_dtype': 'bfloat16',
       'block_init_scale': 1.0,  # ours
       'remat': 'full',  # ours: 200K tokens leave room for nothing else
+      # Gathered kernels of the feed-forward and its hidden take gigabytes.
+      'mlp_chunk_len': 8192,  # ours: 50 MB of hidden in bfloat16, with the next
+      'mlp_chunk_width': 3072,  # ours: a quarter of it
       'attention_kernel': 'auto',
       'attention_block_len': 512,  # ours: the fastest on CPUs at T=4096
       'scan_unroll': 1,

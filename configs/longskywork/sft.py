@@ -15,10 +15,14 @@ from configs.longskywork import cip
 
 # Rows are short; those of 200K that are evaluated take as much context as cip.
 TOPOLOGIES = {
+  # ours: 4 chips, 16,384 tokens on each
+  'v5p-8': common.layout(fsdp=1, context=4, micro_batches=4, remat='offload'),
   # ours: 8 chips, 8192 tokens on each
   'v5p-16': common.layout(fsdp=1, context=8, micro_batches=4),
   # ours: 32 chips, 8192 tokens on each
   'v5p-64': common.layout(fsdp=4, context=8, micro_batches=1),
+  # ours: 16 chips, 4096 tokens on each
+  'v6e-16': common.layout(fsdp=2, context=8, micro_batches=4, remat='offload'),
 }
 
 

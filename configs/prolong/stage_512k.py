@@ -20,12 +20,17 @@ from configs import common
 from configs.prolong import stage_64k
 from configs.prolong.stage_64k import long_documents, short_mix
 
-# Parameters and optimizer state lie on fsdp x context, rows on fsdp alone.
+# Parameters and optimizer state lie on fsdp x context, rows on fsdp alone. What
+# each takes and how long it is, benchmarks/plan_stages.py prints.
 TOPOLOGIES = {
-  # ours: 8 chips, 65,536 tokens on each; predicted, 56 of 102 GB a chip
+  # ours: 4 chips, the fewest of a v5p; 131,072 tokens on each
+  'v5p-8': common.layout(fsdp=1, context=4, micro_batches=16),
+  # ours: 8 chips, 65,536 tokens on each
   'v5p-16': common.layout(fsdp=1, context=8, micro_batches=16),
   # ours: 32 chips, 65,536 tokens on each
   'v5p-64': common.layout(fsdp=4, context=8, micro_batches=4),
+  # ours: 8 chips, the fewest of a v6e, with the host's help
+  'v6e-8': common.layout(fsdp=1, context=8, micro_batches=16, remat='offload'),
   # ours: 32 chips, 32,768 tokens on each
   'v6e-32': common.layout(fsdp=2, context=16, micro_batches=8),
 }

@@ -31,12 +31,17 @@ from configs import common
 # Of a domain, in characters.
 ALL_OF_IT = 10**12  # ours: more than any of them has
 
-# A row lies on one chip where it fits: nothing then waits for a ring.
+# On v5p a row lies on one chip: nothing then waits for a ring. What each takes
+# and how long it is, benchmarks/plan_stages.py prints.
 TOPOLOGIES = {
+  # ours: 4 chips, the fewest of a v5p
+  'v5p-8': common.layout(fsdp=4, context=1, micro_batches=16),
   # ours: 8 chips, a row on each
   'v5p-16': common.layout(fsdp=8, context=1, micro_batches=8),
   # ours: 32 chips, a row on each
   'v5p-64': common.layout(fsdp=32, context=1, micro_batches=2),
+  # ours: 8 chips, 8192 tokens on each
+  'v6e-8': common.layout(fsdp=1, context=8, micro_batches=64, remat='offload'),
   # ours: 32 chips, 8192 tokens on each
   'v6e-32': common.layout(fsdp=4, context=8, micro_batches=16),
 }
@@ -135,6 +140,9 @@ def get_config(arg: str = '') -> ConfigDict:
       'compute_dtype': 'bfloat16',  # train_64K.sh, as float32 parameters
       'block_init_scale': 1.0,
       'remat': 'full',  # train_64K.sh: gradient checkpointing
+      # Gathered kernels of the feed-forward and its hidden take gigabytes.
+      'mlp_chunk_len': 8192,  # ours: 59 MB of hidden in bfloat16, with the next
+      'mlp_chunk_width': 3584,  # ours: a quarter of it
       'attention_kernel': 'auto',
       'attention_block_len': 512,  # ours: the fastest on CPUs at T=4096
       'loss_chunk_len': 2048,  # LOGIT_BLOCK_SIZE of train_64K.sh
