@@ -65,12 +65,14 @@ def main() -> None:
   )
   parser.add_argument('--out', default='', help='JSON file to write')
   parser.add_argument('--stages', nargs='+', default=list(STAGES))
+  parser.add_argument('--chips', nargs='+', help='v5p-8 ...; without, all')
   args = parser.parse_args()
   print(f'libtpu {importlib.metadata.version("libtpu")}')
   cases = [
     (name, topology)
     for name in args.stages
     for topology in STAGES[name].TOPOLOGIES
+    if not args.chips or topology in args.chips
   ]
   report(measure_all(measure, cases), args.out)
 
