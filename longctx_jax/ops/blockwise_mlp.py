@@ -71,6 +71,9 @@ def blockwise_mlp(
 
   With `parallel`, rows lie as in attention, F is split over `tensor`, and D of
   the kernels over `PARAM_AXES`.
+
+  Raises:
+    ValueError: chunks of features that do not divide a device's own.
   """
   return _mlp(x, (gate, up, down), chunks, parallel)
 
@@ -135,7 +138,12 @@ def _over_features(run, num_chunks):
 def _num_chunks(kernels, chunks, dtype):
   """Of features; and in what is made of each that is added up."""
   F = kernels[0].shape[1]
-  num_chunks = F // (chunks.width or F)
+  width = chunks.width or F
+  if F % width:
+    raise ValueError(
+      f'chunks of {width} features do not divide the {F} that a device has'
+    )
+  num_chunks = F // width
   return num_chunks, dtype if num_chunks == 1 else jnp.float32
 
 

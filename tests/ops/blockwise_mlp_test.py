@@ -91,6 +91,12 @@ def test_chunks_give_the_values_and_gradients_of_the_whole(chunks):
   assert_close(chunked(chunks)(*inputs()), plain(*inputs()), REL)
 
 
+def test_chunks_that_leave_features_out_are_refused():
+  for width, config in ((5, None), (8, MESHES['tensor'])):
+    with pytest.raises(ValueError, match=rf'chunks of {width} features do not'):
+      chunked(Chunks(0, width), config)(*inputs())
+
+
 @pytest.mark.parametrize('width', [0, 2])
 @pytest.mark.parametrize('mesh', MESHES)
 def test_a_mesh_gives_the_values_and_gradients_of_one_device(mesh, width):
