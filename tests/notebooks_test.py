@@ -3,9 +3,12 @@
 import base64
 import json
 import os
+import re
 
 import pytest
 
+from configs.prolong import recipe
+from longctx_jax.config import stages_from_recipe
 from tests.architecture_test import PATH, ROOT
 
 NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
@@ -17,7 +20,8 @@ every_notebook = pytest.mark.parametrize(
 
 
 def test_there_are_notebooks():
-  assert {path.stem for path in NOTEBOOKS} >= {'train_tiny_recipe'}
+  stems = {path.stem for path in NOTEBOOKS}
+  assert stems >= {'plan_a_recipe', 'train_tiny_recipe'}
 
 
 @pytest.mark.slow
@@ -25,17 +29,20 @@ def test_there_are_notebooks():
 def test_it_runs(path, tmp_path, monkeypatch):
   nbclient = pytest.importorskip('nbclient')
   nbformat = pytest.importorskip('nbformat')
+  if path.stem == 'plan_a_recipe':
+    pytest.importorskip('libtpu', reason='planning compiles with libtpu')
   notebook = nbformat.read(path, as_version=4)
   cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
   for cell in cells:
     cell.outputs = []
-  # A hundredth of the steps, in a directory of its own.
+  # A hundredth of the steps, in a directory of its own; or one narrow layer.
   monkeypatch.setenv('SHARE', '0.01')
   monkeypatch.setenv('WORKDIR', str(tmp_path / 'run'))
   monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), *_path()]))
   client = nbclient.NotebookClient(
     notebook,
     timeout=600,
+    startup_timeout=300,  # on a machine with other work
     kernel_name='python3',
     resources={'metadata': {'path': str(path.parent)}},
   )
@@ -68,6 +75,23 @@ def test_it_is_stored_with_what_it_shows_and_is_small(path):
   assert pictures
   for picture in pictures:
     assert base64.b64decode(picture).startswith(b'\x89PNG')
+
+
+def test_the_plans_that_are_stored_are_of_every_stage_at_full_size():
+  cells = json.loads((ROOT / 'notebooks/plan_a_recipe.ipynb').read_text())
+  text = ''.join(
+    line
+    for cell in cells['cells']
+    for output in cell.get('outputs', ())
+    for line in output.get('text', ())
+  )
+  config = stages_from_recipe(recipe.get_config('topology=v5p-16'))
+  for stage in config:
+    rows = f'{stage.data.batch_size} rows of {stage.data.seq_len:,} tokens'
+    mesh = f'fsdp {stage.mesh.fsdp}, context {stage.mesh.context}'
+    told = rf'ProLong {stage.name} +{rows} +{mesh} '
+    assert re.search(told, text), told
+  assert 'predicted' in text
 
 
 @every_notebook
