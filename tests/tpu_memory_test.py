@@ -8,7 +8,6 @@ import importlib.util
 
 import pytest
 
-from longctx_jax import train_step
 from longctx_jax.plan.compile_step import compile_step
 from longctx_jax.plan.plan_stage import plan_stage
 from longctx_jax.plan.topology import chip_of, topology_devices
@@ -23,7 +22,7 @@ pytestmark = [
   ),
 ]
 D, F, L, T = 512, 4096, 32, 512
-FEW, MANY = 1024, 65_536  # tokens known
+FEW, MANY = 1024, 64_128  # tokens known
 TOPOLOGY, CHIPS = 'v5e:2x2', 4
 
 
@@ -58,9 +57,11 @@ def test_no_layer_is_cast_before_its_turn():
   assert f'bf16[{L},{D // CHIPS},{F}]' not in step.text
 
 
-def test_parameters_and_moments_are_not_laid_out_as_gradients(monkeypatch):
-  as_it_is = plan_stage(stage(MANY), TOPOLOGY).memory.temporaries
-  monkeypatch.setattr(train_step, '_laid_out_as_stored', lambda grad: grad)
-  changed = plan_stage(stage(MANY), TOPOLOGY).memory.temporaries
+def test_parameters_and_moments_are_not_laid_out_as_gradients():
+  """Or libtpu 0.0.52 copies the unembedding and both its moments."""
+  plan = plan_stage(stage(MANY), TOPOLOGY)
+  # In float32: kernels of the layers, embedding and unembedding.
+  gradients = 4 * (L * (3 * D * F + 4 * D * D) + 2 * D * MANY) // CHIPS
   unembedding = 4 * D * MANY // CHIPS
-  assert changed - as_it_is > 0.9 * unembedding
+  beside_them = plan.memory.temporaries - gradients
+  assert beside_them < 0.5 * unembedding

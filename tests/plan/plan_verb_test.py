@@ -35,6 +35,7 @@ TINY = [
       'num_heads': 2,
       'num_kv_heads': 2,
       'hidden_dim': 256,
+      'mlp_chunk_width': 64,
     }.items()
   ),
   '--config.mesh.context=2',
