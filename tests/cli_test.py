@@ -91,7 +91,7 @@ def run(monkeypatch, capsys, tmp_path):
     ),
     (
       ['train', f'--config={PRETRAIN}:topology=v9-1', '--workdir=WORKDIR'],
-      '--config: config option topology=v9-1 is unknown; this file has v5p-16',
+      '--config: config option topology=v9-1 is unknown; this file has v5p-8',
     ),
     (
       ['train', f'--config={PRETRAIN}:tiny', '--workdri=WORKDIR'],
