@@ -7,7 +7,9 @@ bytes, or begin with them, a chip sends
   all-reduce                               twice that: scattered, then gathered
   collective-permute                       b
 
-which is what a ring sends, and the least that there is to send.
+which is what a ring sends, and the least that there is to send. Between slices
+of TPUs there are no collectives any more in the program: what hosts are to do
+over the network stands at the `send` that hands them the data.
 """
 
 import collections
@@ -68,6 +70,13 @@ def collectives(
     total = totals[kind, axis, size, crosses]
     total[0] += use.times
     total[1] += use.times * sent
+  axis, size = _across_slices(axis_sizes, slice_of)
+  for use in uses(program, trips):
+    kind = _kind_by_hosts(use.instruction)
+    if kind:
+      total = totals[kind, axis, size, True]
+      total[0] += use.times
+      total[1] += use.times * _sent_by_hosts(kind, use.instruction, size)
   found = [
     Collective(kind, axis, size, count, sent, crosses)
     for (kind, axis, size, crosses), (count, sent) in totals.items()
@@ -112,6 +121,36 @@ def _sent(kind, use, n):
     whole *= n  # the result is a share
   share = whole * (n - 1) / n
   return 2 * share if kind == 'all-reduce' else share
+
+
+def _across_slices(axis_sizes, slice_of):
+  """The axes along which the slice changes, and how many slices there are."""
+  grid = np.reshape(slice_of, tuple(axis_sizes.values()))
+  axes = [
+    axis
+    for i, axis in enumerate(axis_sizes)
+    if (grid != np.take(grid, [0], axis=i)).any()
+  ]
+  return '+'.join(axes), np.unique(slice_of).size
+
+
+def _kind_by_hosts(instruction):
+  """What the hosts make of a `send`, or '' of anything else."""
+  found = instruction.opcode == 'send' and re.search(
+    r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes
+  )
+  return found[1].lower().replace('_', '-') if found else ''
+
+
+def _sent_by_hosts(kind, instruction, n):
+  """As of one collective over n slices; a chip hands over what it has."""
+  whole = instruction.arrays[0].num_bytes
+  if kind == 'all-gather':
+    return whole * (n - 1)  # to each of the others
+  share = whole * (n - 1) / n
+  if kind == 'all-reduce':
+    return 2 * share
+  return share if kind in ('reduce-scatter', 'all-to-all') else whole
 
 
 def replica_groups(attributes: str, num_devices: int) -> list[tuple[int, ...]]:

@@ -234,6 +234,48 @@ def test_what_tpus_spread_over_instructions_is_sent_once():
   assert (gathers.count, gathers.bytes) == (2, 2 * 256 * 4 * 3 / 4)
 
 
+# As libtpu writes what two slices of four chips tell each other, in a scan.
+BY_HOSTS = """\
+HloModule step, is_scheduled=true
+
+ENTRY %main (x: f32[2,128], y: bf16[8]) -> f32[2,128] {
+  %x = f32[2,128]{1,0} parameter(0)
+  %y = bf16[8]{0} parameter(1)
+  %t = token[] after-all()
+  %s.1 = (f32[2,128]{1,0:T(8,128)}, u32[], token[]) send(%x, %t), \
+channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %r.1 = (f32[2,128]{1,0}, u32[], token[]) recv(%t), channel_id=1, \
+is_host_transfer=true, \
+frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  %s.2 = (bf16[8]{0}, u32[], token[]) send(%y, %t), channel_id=3, \
+is_host_transfer=true, \
+frontend_attributes={_xla_megascale_transfer_type="ALL_GATHER"}
+  %s.3 = (bf16[8]{0}, u32[], token[]) send(%y, %t), channel_id=4, \
+is_host_transfer=true
+  ROOT %z = f32[2,128]{1,0} negate(%x)
+}
+"""
+
+
+@pytest.mark.parametrize(
+  ('slices', 'reduced', 'gathered'), [(2, 1, 1), (4, 1.5, 3)]
+)
+def test_what_hosts_send_between_slices_counts(slices, reduced, gathered):
+  mesh = {'data': 2 * slices, 'fsdp': 2}
+  found = collectives(
+    parse_program(BY_HOSTS),
+    lambda _: None,
+    mesh,
+    np.repeat(np.arange(slices), 4),
+  )
+  assert {(one.kind, one.axis, one.count, one.bytes) for one in found} == {
+    ('all-reduce', 'data', 1, reduced * 4 * 2 * 128),
+    ('all-gather', 'data', 1, gathered * 2 * 8),
+  }
+  assert all(one.crosses_slices for one in found)
+
+
 @pytest.mark.parametrize(
   ('attributes', 'groups'),
   [

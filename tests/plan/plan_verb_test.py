@@ -227,3 +227,31 @@ def test_a_step_is_compiled_for_a_tpu(tmp_path):
   assert answer['predicted']['step_s'] > 0
   assert {one['axis'] for one in answer['collectives']} >= {'context'}
   assert page.read_text().count('<svg class="bar"') == 1
+
+
+@pytest.mark.slow
+def test_slices_tell_each_other_their_gradients_over_the_network(tmp_path):
+  pytest.importorskip('libtpu')
+  out = tmp_path / 'plan.json'
+  done = run(
+    *TINY,
+    '--topology=v5e:2x2',
+    '--slices=2',
+    '--config.mesh.data=2',
+    '--config.mesh.fsdp=2',
+    '--config.data.seq_len=4096',
+    f'--json={out}',
+  )
+  assert done.returncode == 0, done.stderr[-4000:]
+  answer = json.loads(out.read_text())
+  if answer['problem']:
+    pytest.skip(answer['problem'])
+  crossing = [one for one in answer['collectives'] if one['network'] == 'dcn']
+  assert {one['axis'] for one in crossing} == {'data'}
+  # Every parameter's gradient, of which a chip has a quarter, in float32; and
+  # what XLA sends of tokens, to add up the embedding's.
+  V, D, L, N, H, F = 65_536, 128, 2, 2, 128, 256
+  parameters = 2 * V * D + L * (4 * D * N * H + 3 * D * F)
+  gradients = 4 * parameters / 4
+  assert gradients <= sum(one['bytes'] for one in crossing) < 1.5 * gradients
+  assert answer['predicted']['terms_s']['dcn'] > 0
