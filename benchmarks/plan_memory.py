@@ -6,7 +6,9 @@ remat. GB are of a chip's HBM, beside parameters and optimizer.
 
 MaxText's figures are the temporaries that `train_compile` of 0.2.5 says of the
 same model on the same chips (zigzag, full remat, eight vocabulary tiles), with
-its ring, or with its all-gather where that was tried and took less.
+its ring, or with its all-gather where that was tried and took less. They were
+compiled once, with a libtpu that was not written down, and are XLA's count
+(`temp_size_in_bytes`); ours are by the peak, see plan/compile_step.py.
 
     pip install -e '.[plan]'
     python -m benchmarks.plan_memory --out=plan_memory.json
