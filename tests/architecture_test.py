@@ -15,6 +15,7 @@ OURS = ('longctx_jax', 'configs')
 ALLOWED = {
   'longctx_jax.array_types': (),
   'longctx_jax.batch': (),
+  'longctx_jax.cache_dir': (),
   'longctx_jax.config_from_dict': (),
   'longctx_jax.corpus_config': ('longctx_jax.config_from_dict',),
   'longctx_jax.directory_lock': ('longctx_jax.config_from_dict',),
@@ -76,6 +77,7 @@ ALLOWED = {
   'longctx_jax.data.': (
     'longctx_jax.data.',
     'longctx_jax.batch',
+    'longctx_jax.cache_dir',
     'longctx_jax.array_types',
     'longctx_jax.corpus_config',
     'longctx_jax.data_config',

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from longctx_jax.cache_dir import cache_dir
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data import synthetic_tables
@@ -182,12 +182,6 @@ def _open_prepared(config) -> Corpus:
       f' {first_difference(there, here, "corpus")}'
     )
   return corpus
-
-
-def cache_dir() -> Path:
-  """Where downloaded texts are kept between runs."""
-  root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-  return Path(root) / 'longctx_jax'
 
 
 def _write_corpus(config, directory, settings, seed):

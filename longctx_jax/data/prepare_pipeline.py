@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from longctx_jax.cache_dir import cache_dir
 from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data import prepare
 from longctx_jax.data.chat import Chat
@@ -113,7 +114,7 @@ def prepare_at_scale(
 
 def _make(job, settings, seed, run, task_bytes, sample_chars) -> Chat:
   config, work = job.config, Work(job.corpus)
-  tasks = list_tasks(config, prepare.cache_dir(), task_bytes=task_bytes)
+  tasks = list_tasks(config, cache_dir(), task_bytes=task_bytes)
   if not tasks:  # all files there are hold nothing
     prepare.check_both_there(0, 0)
   made_from = {

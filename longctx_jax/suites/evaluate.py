@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from jax.sharding import Mesh
 
+from longctx_jax.cache_dir import cache_dir
 from longctx_jax.config import MeshConfig
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.documents import read_documents
-from longctx_jax.data.prepare import cache_dir
 from longctx_jax.suites.infinitebench import TASKS, InfiniteBenchSuite
 from longctx_jax.suites.lost_in_the_middle import LostInTheMiddleSuite
 from longctx_jax.suites.needle import NEEDLES, NeedleSuite, NeedleText

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from longctx_jax.cache_dir import cache_dir
 from longctx_jax.config import RopeConfig
 from longctx_jax.data.archives import PinnedArchive, fetch_archive
 from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.jinja_chat import jinja_source
-from longctx_jax.data.prepare import cache_dir
 from longctx_jax.data.tokenizer_files import load_tokenizer
 from longctx_jax.progress import Progress
 from longctx_jax.weights.checkpoint_tensors import CheckpointTensors
