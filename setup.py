@@ -27,7 +27,9 @@ setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=find_packages(include=['longctx_jax', 'longctx_jax.*']),
-  package_data={'longctx_jax': ['templates/*.html', 'templates/*.css']},
+  package_data={
+    'longctx_jax': ['templates/*.html', 'templates/*.css', 'ops/kernels/cpp/*']
+  },
   install_requires=[
     'absl-py',
     'array-record>=0.8',

@@ -49,7 +49,7 @@ class ModelConfig:
   attention: Literal['dense', 'blockwise'] = 'blockwise'
   attention_block_len: int = 512  # ours: the fastest on CPUs at T=4096
   # What computes 'blockwise': see ops.kernels.choice.
-  attention_kernel: Literal['auto', 'xla', 'pallas', 'cudnn'] = 'auto'
+  attention_kernel: Literal['auto', 'xla', 'cpp', 'pallas', 'cudnn'] = 'auto'
   # Tokens whose logits exist at once, on one device or on those that split the
   # vocabulary (mesh.vocab_axes).
   loss_chunk_len: int = 2048

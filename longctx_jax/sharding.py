@@ -26,6 +26,7 @@ from longctx_jax.ops.context_parallel import (
   ContextParallel,
   check_split,
 )
+from longctx_jax.ops.kernels.cpp_library import TILE_LEN
 from longctx_jax.ops.sequence_layout import check_layout
 
 AXES = ('data', 'fsdp', 'context', 'tensor')
@@ -150,6 +151,8 @@ def describe_attention(config: StageConfig, mesh: Mesh) -> str:
   how = f'kernel {choice.name!r} ({choice.reason})'
   if choice.name == 'cudnn':
     how += ", or 'xla' on a device while a row there holds several documents,"
+  if choice.name == 'cpp':
+    block_len = TILE_LEN  # its own, whatever the config says
   return (
     f'attention by {how} in blocks of {block_len},'
     f' {parallel.num_shards} context shard(s)'

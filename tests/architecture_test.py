@@ -37,7 +37,11 @@ ALLOWED = {
     'longctx_jax.data_config',
   ),
   'longctx_jax.device_order': ('longctx_jax.config',),
-  'longctx_jax.ops.': ('longctx_jax.ops.', 'longctx_jax.array_types'),
+  'longctx_jax.ops.': (
+    'longctx_jax.ops.',
+    'longctx_jax.array_types',
+    'longctx_jax.cache_dir',
+  ),
   'longctx_jax.model': (
     'longctx_jax.ops.',
     'longctx_jax.config',

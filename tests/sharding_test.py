@@ -18,6 +18,7 @@ from longctx_jax.config import ConfigError, MeshConfig, RopeConfig
 from longctx_jax.loss import loss_sum_and_weight
 from longctx_jax.model import model_graph
 from longctx_jax.ops.context_parallel import ContextParallel
+from longctx_jax.ops.kernels import cpp_library
 from longctx_jax.optimizer import make_optimizer
 from longctx_jax.sharding import (
   PARAM_SPECS,
@@ -313,10 +314,16 @@ def test_the_log_says_which_kernel_attends_and_why(monkeypatch):
   rows, shards = (
     make_mesh(mesh) for mesh in (MeshConfig(), MeshConfig(fsdp=4, context=2))
   )
-  assert describe_attention(config, shards) == (
-    "attention by kernel 'xla' (no other kernel is for 'cpu') in blocks of 32,"
-    ' 2 context shard(s)'
-  )
+  for problem, says in (
+    ('', "'cpp' (it is for 'cpu') in blocks of 64"),
+    ('finds none', "'xla' ('cpp' finds none) in blocks of 32"),
+  ):
+    monkeypatch.setattr(
+      cpp_library, 'why_unavailable', lambda problem=problem: problem
+    )
+    assert describe_attention(config, shards) == (
+      f'attention by kernel {says}, 2 context shard(s)'
+    )
   pretend_cudnn(monkeypatch)
   monkeypatch.setattr(ContextParallel, 'platform', 'gpu')
   monkeypatch.setattr(ContextParallel, 'compute_capability', (8, 0))

@@ -113,9 +113,10 @@ def test_two_and_two_steps_equal_four_bit_for_bit(corpus, tmp_path):
 @pytest.mark.slow
 def test_metrics_count_the_work_of_attention(corpus, tmp_path, caplog):
   config = small.stage_config(mesh={'fsdp': 2, 'context': 4})
+  mesh = sharding.make_mesh(config.mesh)
   with caplog.at_level(logging.INFO):
-    train(config, corpus, tmp_path, sharding.make_mesh(config.mesh))
-  assert "attention by kernel 'xla' (no other kernel is for" in caplog.text
+    train(config, corpus, tmp_path, mesh)
+  assert sharding.describe_attention(config, mesh) in caplog.text
   assert '4 context shard(s)' in caplog.text
   source = BatchSource(config.data, corpus, seed=0, num_steps=4)
   batches = make_pipeline(source, config.data.batch_size)

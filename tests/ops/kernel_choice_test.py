@@ -10,7 +10,7 @@ import pytest
 from longctx_jax.config import ModelConfig
 from longctx_jax.ops import blockwise_attention as blockwise
 from longctx_jax.ops.context_parallel import ContextParallel
-from longctx_jax.ops.kernels import cudnn, tpu
+from longctx_jax.ops.kernels import cpp_library, cpu, cudnn, tpu
 from longctx_jax.ops.kernels.choice import (
   Facts,
   KernelName,
@@ -30,7 +30,8 @@ B200 = A100._replace(compute_capability=(10, 0))
 @pytest.mark.parametrize(
   ('wanted', 'facts', 'name', 'reason'),
   [
-    ('auto', CPU, 'xla', "no other kernel is for 'cpu'"),
+    ('auto', CPU, 'cpp', "it is for 'cpu'"),
+    ('auto', CPU._replace(platform='metal'), 'xla', 'no other kernel is for'),
     ('auto', TPU, 'pallas', "it is for 'tpu'"),
     ('auto', A100, 'cudnn', "it is for 'gpu'"),
     ('auto', A100._replace(block_len=100), 'cudnn', "it is for 'gpu'"),
@@ -51,6 +52,7 @@ def test_the_choice_and_its_reason(wanted, facts, name, reason):
 @pytest.mark.parametrize(
   ('kernel', 'facts', 'why'),
   [
+    ('cpp', CPU._replace(cpp_problem='finds no compiler'), 'finds no compiler'),
     ('pallas', TPU._replace(block_len=100), 'multiple of 128, got 100'),
     (
       'cudnn',
@@ -85,6 +87,7 @@ def test_a_kernel_that_cannot_run_is_refused_and_not_chosen(kernel, facts, why):
 @pytest.mark.parametrize(
   ('kernel', 'facts', 'why'),
   [
+    ('cpp', TPU, "runs on CPUs, not on 'tpu'"),
     ('pallas', A100, "runs on TPUs, not on 'gpu'"),
     ('cudnn', TPU, "runs on GPUs, not on 'tpu'"),
     ('cudnn', CPU, "runs on GPUs, not on 'cpu'"),
@@ -97,6 +100,7 @@ def test_a_kernel_for_other_devices_is_refused(kernel, facts, why):
 
 def test_names_are_of_kernels_and_the_config_knows_them():
   assert kernel_of('xla') is blockwise.XLA
+  assert kernel_of('cpp') is cpu.CPP
   assert kernel_of('pallas') is tpu.PALLAS
   assert kernel_of('cudnn') is cudnn.CUDNN
   hints = get_type_hints(ModelConfig)
@@ -118,7 +122,9 @@ def test_where_a_device_has_whole_rows(kind, layout, num_shards, whole_rows):
   mesh = jax.sharding.Mesh(devices, ('context',))
   parallel = ContextParallel(mesh, kind, layout)
   facts = facts_of(parallel, block_len=512, head_dim=128, dtype='bfloat16')
-  assert facts == CPU._replace(has_whole_rows=whole_rows)
+  assert facts == CPU._replace(
+    has_whole_rows=whole_rows, cpp_problem=cpp_library.why_unavailable()
+  )
 
 
 @pytest.mark.parametrize(

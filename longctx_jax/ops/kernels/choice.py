@@ -4,9 +4,9 @@ from typing import Literal, NamedTuple
 
 from longctx_jax.ops import blockwise_attention as blockwise
 from longctx_jax.ops.context_parallel import ContextParallel, WholeRowKernel
-from longctx_jax.ops.kernels import cudnn
+from longctx_jax.ops.kernels import cpp_library, cpu, cudnn
 
-KernelName = Literal['auto', 'xla', 'pallas', 'cudnn']
+KernelName = Literal['auto', 'xla', 'cpp', 'pallas', 'cudnn']
 
 
 class Choice(NamedTuple):
@@ -26,6 +26,7 @@ class Facts(NamedTuple):
   compute_capability: tuple[int, ...] = ()  # of NVIDIA's GPUs
   has_cudnn: bool = False
   has_whole_rows: bool = True  # see ContextParallel
+  cpp_problem: str = ''  # why there is no library of the C++ kernel
 
 
 def facts_of(
@@ -40,6 +41,7 @@ def facts_of(
     parallel.compute_capability,
     parallel.platform == 'gpu' and cudnn.is_installed(),
     parallel.has_whole_rows,
+    cpp_library.why_unavailable() if parallel.platform == 'cpu' else '',
   )
 
 
@@ -72,7 +74,15 @@ def kernel_of(name: str) -> blockwise.TileKernel | WholeRowKernel:
     from longctx_jax.ops.kernels import tpu
 
     return tpu.PALLAS
-  return cudnn.CUDNN if name == 'cudnn' else blockwise.XLA
+  kernels = {'xla': blockwise.XLA, 'cpp': cpu.CPP, 'cudnn': cudnn.CUDNN}
+  return kernels[name]
+
+
+def _against_cpp(facts):
+  """Why the kernel for CPUs can't run, or ''."""
+  if facts.platform != 'cpu':
+    return f'runs on CPUs, not on {facts.platform!r}'
+  return facts.cpp_problem
 
 
 def _against_pallas(facts):
@@ -118,5 +128,9 @@ def _against_cudnn(facts):
   return ''
 
 
-_FOR_PLATFORM = {'tpu': 'pallas', 'gpu': 'cudnn'}
-_AGAINST = {'pallas': _against_pallas, 'cudnn': _against_cudnn}
+_FOR_PLATFORM = {'cpu': 'cpp', 'tpu': 'pallas', 'gpu': 'cudnn'}
+_AGAINST = {
+  'cpp': _against_cpp,
+  'pallas': _against_pallas,
+  'cudnn': _against_cudnn,
+}
