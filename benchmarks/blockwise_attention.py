@@ -4,7 +4,8 @@ Forward and backward pass, causal, float32, of rows that hold one document or
 several of equal length. The alternatives are `jax.nn.dot_product_attention`
 and, if torch is installed, its CPU flash kernel behind
 `scaled_dot_product_attention`; they take documents as a mask of all pairs. All
-use all cores. Memory is what XLA plans for temporary arrays.
+use all cores. Memory is what XLA plans for temporary arrays; the C++ kernel has
+some tens of kilobytes a thread besides.
 
     pip install torch     # optional
     python -m benchmarks.blockwise_attention --out=blockwise_attention.json
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import cpu_kernel
 from benchmarks.timing import measure_all, medians, report
 from longctx_jax.ops.blockwise_attention import blockwise_attention
 
@@ -41,9 +43,13 @@ def gradient(attend, args):
   return jax.jit(run).lower(*args).compile()
 
 
-def blockwise(q, k, v, segment_ids):
+def blockwise(kernel):
   """Ours, with segment ids that are known when it runs."""
-  return blockwise_attention(q, k, v, segment_ids=segment_ids)
+
+  def attend(q, k, v, segment_ids):
+    return blockwise_attention(q, k, v, segment_ids=segment_ids, kernel=kernel)
+
+  return attend
 
 
 def dense(q, k, v, mask):
@@ -76,6 +82,7 @@ def measure(
   documents: int,
   repeats: int,
   dense_up_to: int,
+  kernel,
 ) -> dict[str, object]:
   """One line of the table; shape is (B, N, H)."""
   B, N, H = shape
@@ -89,7 +96,7 @@ def measure(
   if documents > 1:
     mask = np.tril(row[:, None] == row[None, :])
   args = *arrays, segment_ids
-  ours = gradient(blockwise, args)
+  ours = gradient(blockwise(kernel), args)
   rivals = {'blockwise': functools.partial(ours, *args)}
   memory = {'blockwise MB': ours.memory_analysis().temp_size_in_bytes / 1e6}
   if dense_up_to >= T:
@@ -148,10 +155,12 @@ def main() -> None:
     default=8192,
     help='longest T for what makes all B * N * T * T scores or a mask of T * T',
   )
+  cpu_kernel.add_flag(parser)
   args = parser.parse_args()
+  kernel = cpu_kernel.chosen_kernel(args.kernel)
   shapes = [tuple(map(int, shape.split('x'))) for shape in args.shapes]
   cases = [
-    (shape, T, documents, args.repeats, args.dense_up_to)
+    (shape, T, documents, args.repeats, args.dense_up_to, kernel)
     for shape, documents, T in itertools.product(
       shapes, args.documents, args.lengths
     )

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from benchmarks import cpu_kernel
 from benchmarks.timing import measure_all, medians, report
 from longctx_jax.ops.context_parallel import (
   ContextParallel,
@@ -77,13 +78,19 @@ def theirs(mesh):
   return run
 
 
-def ours(mesh):
+def ours(mesh, kernel):
   """(q, k, v, segment_ids) -> out, all stored in zigzag."""
   parallel = ContextParallel(mesh, 'ring', 'zigzag')
 
   def run(q, k, v, segment_ids):
     return context_parallel_attention(
-      q, k, v, segment_ids=segment_ids, parallel=parallel, block_len=BLOCK_LEN
+      q,
+      k,
+      v,
+      segment_ids=segment_ids,
+      parallel=parallel,
+      block_len=BLOCK_LEN,
+      kernel=kernel,
     )
 
   return run
@@ -99,7 +106,7 @@ def gradient(attend, *args):
   return jax.jit(run).lower(*args).compile()
 
 
-def measure(documents: int, mesh, repeats: int) -> dict[str, object]:
+def measure(documents: int, mesh, repeats: int, kernel) -> dict[str, object]:
   """One line of the table."""
   rng = np.random.default_rng(0)
   q, k, v, d_out = (
@@ -115,7 +122,7 @@ def measure(documents: int, mesh, repeats: int) -> dict[str, object]:
   replicated = jax.sharding.NamedSharding(mesh, P())
   plain[3] = jax.device_put(plain[3], replicated)
   run_ours, run_theirs = (
-    gradient(ours(mesh), *zigzag),
+    gradient(ours(mesh, kernel), *zigzag),
     gradient(theirs(mesh), *plain),
   )
   for a, b in zip(run_ours(*zigzag), run_theirs(*plain), strict=True):
@@ -146,12 +153,14 @@ def main() -> None:
   )
   parser.add_argument('--out', default='', help='JSON file to write')
   parser.add_argument('--repeats', type=int, default=5)
+  cpu_kernel.add_flag(parser)
   args = parser.parse_args()
   jax.config.update('jax_num_cpu_devices', R)
   # Two programs with collectives in flight on few cores would deadlock.
   jax.config.update('jax_cpu_enable_async_dispatch', False)
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('context',))
-  cases = [(documents, mesh, args.repeats) for documents in (1, R)]
+  kernel = cpu_kernel.chosen_kernel(args.kernel)
+  cases = [(documents, mesh, args.repeats, kernel) for documents in (1, R)]
   report(measure_all(measure, cases), args.out)
 
 
