@@ -23,7 +23,13 @@ from longctx_jax.array_types import typed
 from longctx_jax.config import ModelConfig, RopeConfig
 from longctx_jax.model import Block, RMSNorm
 from longctx_jax.ops import cache_attention
-from longctx_jax.ops.cache_attention import LayerCache
+from longctx_jax.ops.cache_attention import CacheKernel, LayerCache
+from longctx_jax.ops.context_parallel import ContextParallel
+from longctx_jax.ops.kernels.choice import (
+  cache_kernel_of,
+  choose_kernel,
+  facts_of,
+)
 
 Cache = tuple[LayerCache, ...]  # one per layer
 
@@ -71,7 +77,9 @@ class CachedModel(NamedTuple):
       cache,
       tokens,
       jnp.broadcast_to(positions[None], tokens.shape),
-      functools.partial(cache_attention.attend_chunk, start=start),
+      functools.partial(
+        cache_attention.attend_chunk, start=start, kernel=self._kernel()
+      ),
       P(sharding.BATCH_SPEC[0], 'context', None),
     )
 
@@ -105,6 +113,17 @@ class CachedModel(NamedTuple):
     return jnp.einsum(
       subscripts, x, params[kernel], preferred_element_type=jnp.float32
     )
+
+  def _kernel(self) -> CacheKernel | None:
+    config = self.config
+    facts = facts_of(
+      ContextParallel(self.mesh),
+      block_len=config.attention_block_len,
+      head_dim=config.head_dim,
+      dtype=config.compute_dtype,
+    )
+    choice = choose_kernel(config.attention_kernel, facts)
+    return cache_kernel_of(choice.name, facts)
 
   def _run(self, params, cache, tokens, positions, attend, x_spec):
     block_graph, norm_graph = _graphs(self.config, self.rope)

@@ -91,7 +91,14 @@ def keep(out: Array, lse: Array) -> tuple[Array, Array]:
 
 def row_delta(out: Array, d_out: Array) -> Float[Array, 'B T N']:
   """Row sums of d_out * out: the second term of the softmax's Jacobian."""
-  return jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+  # As a product, which XLA makes a sum again where that is faster: on CPUs the
+  # sum took 80 times as long, a tenth of a whole backward pass.
+  return jnp.einsum(
+    'BTNH,BTNH->BTN',
+    d_out.astype(jnp.float32),
+    out.astype(jnp.float32),
+    precision=jax.lax.Precision.HIGHEST,
+  )
 
 
 def forward(

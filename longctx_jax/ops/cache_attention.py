@@ -28,6 +28,7 @@ cache for every token that is written.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -83,6 +84,7 @@ def attend_chunk(
   start: Int[Array, ''],
   *,
   mesh: Mesh,
+  kernel: 'CacheKernel | None' = None,
 ) -> tuple[Float[Array, 'B C N H'], LayerCache]:
   """Stores C tokens per row at `start`, and attends to all up to each.
 
@@ -93,6 +95,7 @@ def attend_chunk(
     cache: donate it, and it is written in place.
     start: index of the first; a multiple of C.
     mesh: with axes `data`, `fsdp`, `context` and `tensor`.
+    kernel: what attends on a shard, XLA if None.
 
   Raises:
     ValueError: the context shards do not divide C.
@@ -101,7 +104,7 @@ def attend_chunk(
   check_heads(q.shape[2], k.shape[2])
   if C % R:
     raise ValueError(f'a chunk of {C} tokens does not divide over {R} shards')
-  run = functools.partial(_chunk_on_shard, num_shards=R)
+  run = functools.partial(_chunk_on_shard, num_shards=R, kernel=kernel)
   return _on_mesh(run, mesh, SPLIT_SPEC, P())(q, k, v, cache, start)
 
 
@@ -134,8 +137,13 @@ def _on_mesh(run, mesh, out_spec, index_spec):
   )
 
 
-def _chunk_on_shard(q, k, v, cache, start, *, num_shards):
-  B, C, N, H = q.shape
+# (q, keys, values, their indices [C] and [S]) -> out, log-sum-exp of scores;
+# both float32, and keys and values as in a LayerCache.
+CacheKernel = Callable[..., tuple[Array, Array]]
+
+
+def _chunk_on_shard(q, k, v, cache, start, *, num_shards, kernel):
+  B, C, _, H = q.shape
   K, R = k.shape[2], num_shards
   own = C // R
   shard = jax.lax.axis_index(CONTEXT)
@@ -153,6 +161,23 @@ def _chunk_on_shard(q, k, v, cache, start, *, num_shards):
     jax.lax.dynamic_update_slice(cache.keys, k, (0, 0, place)),
     jax.lax.dynamic_update_slice(cache.values, v, (0, place, 0)),
   )
+  if kernel is None:
+    found = _attend_in_blocks(q, k, v, cache, start, shard, R)
+    out = _normalised(found, R, split_axis=2)
+    out = out.reshape(B, -1, own, H).swapaxes(1, 2)
+  else:
+    index = start + jnp.arange(C, dtype=jnp.int32)
+    stored = jnp.arange(cache.keys.shape[2], dtype=jnp.int32) * R + shard
+    out, lse = kernel(q, *cache, index, stored)
+    found = _Found(out, lse[..., None], jnp.ones_like(lse[..., None]))
+    out = _normalised(found, R, split_axis=1)
+  return out.astype(q.dtype), cache
+
+
+def _attend_in_blocks(q, k, v, cache, start, shard, R):
+  """The chunk to itself, then to each that is stored before it."""
+  B, C, N, H = q.shape
+  K, own = k.shape[0] // B, k.shape[2]
   q = q.reshape(B, C, K, N // K, H)
   q = q.transpose(0, 2, 3, 1, 4).reshape(B * K, N // K, C, H)
   q, scale = _scaled(q)
@@ -177,10 +202,7 @@ def _chunk_on_shard(q, k, v, cache, start, *, num_shards):
     v = jax.lax.dynamic_slice_in_dim(cache.values, i * own, own, 1)
     return _merge(found, _attend(q, k, v, scale))
 
-  found = jax.lax.fori_loop(0, start // C, earlier_block, found)
-  out = _normalised(found, R, split_axis=2)
-  out = out.reshape(B, N, own, H).swapaxes(1, 2)
-  return out.astype(q.dtype), cache
+  return jax.lax.fori_loop(0, start // C, earlier_block, found)
 
 
 def _token_on_shard(q, k, v, cache, index, *, num_shards):
@@ -210,7 +232,7 @@ class _Found(NamedTuple):
   MASKED, and next to any real one that weighs exp(MASKED) = 0.
   """
 
-  out: Array  # [Z, G, C, H]
+  out: Array  # [Z, G, C, H]; from a kernel [B, C, N, H]
   largest: Array  # [Z, G, C, 1]
   total: Array  # [Z, G, C, 1]
 

@@ -16,9 +16,11 @@ from longctx_jax.ops.cache_attention import (
   attend_token,
   make_layer_cache,
 )
+from longctx_jax.ops.kernels.cpu import attend_cache
+from tests.ops.cpp_library import needs_library
 
 AXES = ('data', 'fsdp', 'context', 'tensor')
-B, S, H = 2, 64, 8
+B, S, H = 2, 64, 16
 C, FILLED = 16, 48
 
 
@@ -55,19 +57,19 @@ def dirty_cache(K, mesh, fill=100.0, dtype=jnp.float32):
 
 
 @functools.cache
-def compiled(mesh):
-  return tuple(
-    jax.jit(functools.partial(attend, mesh=mesh))
-    for attend in (attend_chunk, attend_token)
+def compiled(mesh, kernel=None):
+  return (
+    jax.jit(functools.partial(attend_chunk, mesh=mesh, kernel=kernel)),
+    jax.jit(functools.partial(attend_token, mesh=mesh)),
   )
 
 
-def read_chunks(qkv, mesh, cache, C=C):
+def read_chunks(qkv, mesh, cache, C=C, kernel=None):
   """Outputs [B, FILLED, N, H] of chunks, and the cache."""
   out = []
   for start in range(0, FILLED, C):
     chunk = (x[:, start : start + C] for x in qkv)
-    one, cache = compiled(mesh)[0](*chunk, cache, jnp.int32(start))
+    one, cache = compiled(mesh, kernel)[0](*chunk, cache, jnp.int32(start))
     out.append(np.asarray(one))
   return np.concatenate(out, axis=1), cache
 
@@ -81,6 +83,15 @@ def read_token(qkv, mesh, cache, index):
   return np.asarray(out)[:, 0], cache
 
 
+# What attends on a shard.
+kernels = pytest.mark.parametrize(
+  'kernel',
+  [None, pytest.param(attend_cache, marks=needs_library)],
+  ids=['xla', 'cpp'],
+)
+
+
+@kernels
 @pytest.mark.parametrize(
   ('sizes', 'N', 'K'),
   [
@@ -94,11 +105,11 @@ def read_token(qkv, mesh, cache, index):
   ],
   ids=str,
 )
-def test_chunks_and_then_tokens_equal_plain_attention(rng, sizes, N, K):
+def test_chunks_and_then_tokens_equal_plain_attention(rng, sizes, N, K, kernel):
   mesh = mesh_of(**sizes)
   qkv = random_rows(rng, N, K)
   expected = plain_attention(*qkv)
-  out, cache = read_chunks(qkv, mesh, dirty_cache(K, mesh))
+  out, cache = read_chunks(qkv, mesh, dirty_cache(K, mesh), kernel=kernel)
   np.testing.assert_allclose(out, expected[:, :FILLED], atol=2e-6)
   # Row 1 had a shorter prompt: what was read behind it is written over.
   for step in range(S - FILLED):
@@ -139,22 +150,25 @@ def test_one_chunk_and_many_are_the_same(rng):
     np.testing.assert_array_equal(a, b)
 
 
+@kernels
 @pytest.mark.parametrize(('context', 'C'), [(1, 1), (1, 3), (8, 8), (8, 24)])
-def test_chunks_of_any_length_are_plain_attention(rng, context, C):
+def test_chunks_of_any_length_are_plain_attention(rng, context, C, kernel):
   """Down to a token per shard, where halves are not equal."""
   mesh = mesh_of(context=context)
   qkv = random_rows(rng, 4, 2)
-  out, _ = read_chunks(qkv, mesh, dirty_cache(2, mesh), C=C)
+  out, _ = read_chunks(qkv, mesh, dirty_cache(2, mesh), C=C, kernel=kernel)
   expected = plain_attention(*qkv)[:, :FILLED]
   np.testing.assert_allclose(out, expected, atol=2e-6)
 
 
+@kernels
 @pytest.mark.parametrize('context', [1, 4])
-def test_a_chunk_reads_nothing_of_the_cache_that_is_not_filled(rng, context):
+def test_a_chunk_reads_nothing_of_what_is_not_filled(rng, context, kernel):
   """NaN, times a weight of 0 even, would be NaN."""
   mesh = mesh_of(context=context)
   qkv = random_rows(rng, 4, 2)
-  out, _ = read_chunks(qkv, mesh, dirty_cache(2, mesh, fill=jnp.nan))
+  cache = dirty_cache(2, mesh, fill=jnp.nan)
+  out, _ = read_chunks(qkv, mesh, cache, kernel=kernel)
   assert np.isfinite(out).all()
 
 
@@ -189,6 +203,14 @@ def test_bfloat16_rounds_weights_and_outputs_alone(rng):
     error = np.abs(got.astype(np.float64) - want)
     assert error.max() < 4 * 2**-8
     assert error.mean() < 2**-9
+
+
+@needs_library
+def test_the_kernel_refuses_heads_that_do_not_fill_registers():
+  q, k = jnp.zeros((1, 4, 2, 8)), jnp.zeros((2, 8, 16))
+  index, stored = (jnp.arange(n, dtype=jnp.int32) for n in (4, 16))
+  with pytest.raises(ValueError, match='head_dim=8 is not a multiple of 16'):
+    attend_cache(q, k, k.mT, index, stored)
 
 
 def memory(attend, S, T, where):

@@ -22,7 +22,7 @@ from longctx_jax.ops.context_parallel import (
   ContextParallel,
   context_parallel_attention,
 )
-from longctx_jax.ops.kernels import cpp_library, cpu
+from longctx_jax.ops.kernels import cpu
 from longctx_jax.ops.sequence_layout import from_layout, to_layout
 from tests.ops.attention_inputs import (
   assert_equal_to,
@@ -32,6 +32,7 @@ from tests.ops.attention_inputs import (
   row,
   with_gradients,
 )
+from tests.ops.cpp_library import needs_library
 from tests.ops.row_parts import (
   LAYOUTS,
   SHARDS,
@@ -44,10 +45,6 @@ from tests.ops.row_parts import (
 )
 
 ROOT = Path(__file__).parent.parent.parent
-needs_library = pytest.mark.skipif(
-  bool(cpp_library.why_unavailable()),
-  reason=cpp_library.why_unavailable() or 'it is there',
-)
 attend = functools.partial(blockwise_attention, kernel=cpu.CPP)
 
 

@@ -14,6 +14,7 @@ from longctx_jax.ops.kernels import cpp_library, cpu, cudnn, tpu
 from longctx_jax.ops.kernels.choice import (
   Facts,
   KernelName,
+  cache_kernel_of,
   choose_kernel,
   facts_of,
   kernel_of,
@@ -105,6 +106,15 @@ def test_names_are_of_kernels_and_the_config_knows_them():
   assert kernel_of('cudnn') is cudnn.CUDNN
   hints = get_type_hints(ModelConfig)
   assert get_args(hints['attention_kernel']) == get_args(KernelName)
+
+
+def test_prompts_are_read_by_the_kernel_for_cpus_where_it_fits():
+  facts = CPU._replace(dtype='float32')
+  assert cache_kernel_of('cpp', facts) is cpu.attend_cache
+  assert cache_kernel_of('xla', facts) is None
+  # A cache is not copied to be cast or filled up.
+  assert cache_kernel_of('cpp', CPU) is None
+  assert cache_kernel_of('cpp', facts._replace(head_dim=8)) is None
 
 
 @pytest.mark.parametrize(

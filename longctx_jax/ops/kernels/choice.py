@@ -3,6 +3,7 @@
 from typing import Literal, NamedTuple
 
 from longctx_jax.ops import blockwise_attention as blockwise
+from longctx_jax.ops.cache_attention import CacheKernel
 from longctx_jax.ops.context_parallel import ContextParallel, WholeRowKernel
 from longctx_jax.ops.kernels import cpp_library, cpu, cudnn
 
@@ -76,6 +77,13 @@ def kernel_of(name: str) -> blockwise.TileKernel | WholeRowKernel:
     return tpu.PALLAS
   kernels = {'xla': blockwise.XLA, 'cpp': cpu.CPP, 'cudnn': cudnn.CUDNN}
   return kernels[name]
+
+
+def cache_kernel_of(name: str, facts: Facts) -> CacheKernel | None:
+  """Of the kernel that was chosen, what reads prompts; None is XLA."""
+  if name != 'cpp' or facts.dtype != 'float32' or facts.head_dim % cpu.LANES:
+    return None
+  return cpu.attend_cache
 
 
 def _against_cpp(facts):

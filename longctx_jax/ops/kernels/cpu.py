@@ -11,13 +11,13 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from longctx_jax.ops.attention import Place
 from longctx_jax.ops.blockwise_attention import TileKernel
 from longctx_jax.ops.kernels.cpp_library import BACKWARD, FORWARD
 
-_LANES = 16  # features are filled up to a multiple of the widest registers
+LANES = 16  # features are filled up to a multiple of the widest registers
 
 
 def forward(
@@ -77,6 +77,32 @@ def backward(
 CPP = TileKernel(forward, backward)
 
 
+def attend_cache(
+  q: Float[Array, 'B C N H'],
+  keys: Float[Array, 'Z H S'],
+  values: Float[Array, 'Z S H'],
+  index: Int[Array, ' C'],
+  key_index: Int[Array, ' S'],
+) -> tuple[Float[Array, 'B C N H'], Float[Array, 'B C N']]:
+  """`forward` of one document, whose keys are in a cache of float32.
+
+  They lie there as in `ops.cache_attention`, Z = B * K. What is at indices
+  that no query has reached is not read.
+
+  Raises:
+    ValueError: H does not fill the registers; a cache is not copied for that.
+  """
+  B, H = q.shape[0], q.shape[-1]
+  if H % LANES:
+    raise ValueError(f'head_dim={H} is not a multiple of {LANES}')
+  queries, stored = (
+    Place(jnp.ones((B, len(at)), jnp.int32), at) for at in (index, key_index)
+  )
+  return jax.ffi.ffi_call(FORWARD, (_like(q), _like(q[..., 0])))(
+    q, keys, values, *_ids(queries, stored), scale=_scale(H), is_cache=True
+  )
+
+
 def _parts(num_heads: int) -> int:
   """Into how many parts a key/value head's gradient is cut.
 
@@ -98,7 +124,7 @@ def _count_cores() -> int:
 
 
 def _fill_features(x):
-  missing = -x.shape[-1] % _LANES
+  missing = -x.shape[-1] % LANES
   x = x.astype(jnp.float32)
   return jnp.pad(x, [(0, 0)] * 3 + [(0, missing)]) if missing else x
 

@@ -80,11 +80,10 @@ class Scratch {
 // 0 where there is no query.
 void Turn(const float* from, int64_t row, int count, int H, float factor,
           float* to) {
-  for (int h = 0; h < H; ++h) {
-    for (int t = 0; t < count; ++t)
+  if (count < kTile) std::fill_n(to, H * kTile, 0.0f);
+  for (int t = 0; t < count; ++t)
+    for (int h = 0; h < H; ++h)
       to[h * kTile + t] = from[t * row + h] * factor;
-    for (int t = count; t < kTile; ++t) to[h * kTile + t] = 0.0f;
-  }
 }
 
 // And back: [H, kTile] to [count, H], query t times factors[t].
@@ -95,10 +94,10 @@ void TurnBack(const float* from, int64_t row, int count, int H,
       to[t * row + h] = from[h * kTile + t] * factors[t];
 }
 
-// [count, H] of a head, without what lies between its rows.
-void Gather(const float* from, int64_t row, int count, int H, float* to) {
-  for (int t = 0; t < count; ++t)
-    std::copy_n(from + t * row, H, to + t * H);
+// Rows of `length`, without what lies between them.
+void Gather(const float* from, int64_t row, int count, int length, float* to) {
+  for (int i = 0; i < count; ++i)
+    std::copy_n(from + i * row, length, to + i * length);
 }
 
 // The softmax of a block of queries, one tile after the other.
@@ -156,7 +155,8 @@ ffi::Error Forward(ffi::ThreadPool pool, float scale, bool is_cache, Floats q,
     const int count = queries.Count(block);
     const Extent& extent = queries.Block(b, block);
     const Mask mask(queries, b, block);
-    Scratch scratch(2 * H * kTile + kScores);
+    Scratch scratch(3 * H * kTile + kScores);
+    float* own_keys = scratch.Take(H * kTile);
     float* q_turned = scratch.Take(H * kTile);
     float* sums = scratch.Take(H * kTile);
     float* scores = scratch.Take(kScores);
@@ -165,10 +165,16 @@ ffi::Error Forward(ffi::ThreadPool pool, float scale, bool is_cache, Floats q,
     Softmax softmax;
     for (int64_t i = keys.NextNeeded(extent, b, 0); i < keys.num_blocks();
          i = keys.NextNeeded(extent, b, i + 1)) {
-      const int64_t first = i * kTile;
-      const int num_keys = keys.Count(i);
-      Multiply<false>(num_keys, kTile, H, shapes.Keys(k, b, kv_head, first),
-                      q_turned, kTile, scores, kTile);
+      const auto [first, num_keys] = keys.Needed(extent, b, i);
+      Matrix own_k = shapes.Keys(k, b, kv_head, first);
+      if (is_cache) {
+        // Rows of a cache are so far apart that they drive each other out of
+        // the processor's.
+        Gather(own_k.data, shapes.S, H, num_keys, own_keys);
+        own_k = {own_keys, 1, num_keys};
+      }
+      Multiply<false>(num_keys, kTile, H, own_k, q_turned, kTile, scores,
+                      kTile);
       if (!AllAttend(extent, keys.Block(b, i)))
         for (int s = 0; s < num_keys; ++s)
           for (int w = 0; w < kVectors; ++w) {
@@ -249,8 +255,7 @@ ffi::Error Backward(ffi::ThreadPool pool, float scale, Floats q, Floats k,
       }
       for (int64_t i = keys.NextNeeded(extent, b, 0); i < keys.num_blocks();
            i = keys.NextNeeded(extent, b, i + 1)) {
-        const int64_t first = i * kTile;
-        const int num_keys = keys.Count(i);
+        const auto [first, num_keys] = keys.Needed(extent, b, i);
         const Matrix own_k = shapes.Keys(k, b, kv_head, first);
         const Matrix own_v = shapes.Values(v, b, kv_head, first);
         const bool is_whole = AllAttend(extent, keys.Block(b, i));

@@ -45,6 +45,11 @@ inline bool AllAttend(const Extent& queries, const Extent& keys) {
          queries.min_index >= keys.max_index;
 }
 
+struct Range {
+  int64_t first;
+  int count;
+};
+
 // Where tokens stand: segment ids [B, T], indices [T], and extents of them.
 class Place {
  public:
@@ -57,12 +62,8 @@ class Place {
         blocks_(B * num_blocks_),
         groups_(B * num_groups_) {
     for (int64_t b = 0; b < B; ++b) {
-      for (int64_t t = 0; t < T; ++t) {
-        const int segment = segment_ids[b * T + t], at = index[t];
-        blocks_[b * num_blocks_ + t / kTile].Add(
-            segment > 0 ? Extent{segment, segment, at, at}
-                        : Extent{INT_MAX, 0, INT_MAX, -1, true});
-      }
+      for (int64_t t = 0; t < T; ++t)
+        blocks_[b * num_blocks_ + t / kTile].Add(Token(b, t));
       for (int64_t i = 0; i < num_blocks_; ++i)
         groups_[b * num_groups_ + i / kGroup].Add(Block(b, i));
     }
@@ -72,6 +73,11 @@ class Place {
   const Extent& Block(int64_t b, int64_t i) const {
     return blocks_[b * num_blocks_ + i];
   }
+  Extent Token(int64_t b, int64_t t) const {
+    const int segment = Segment(b, t), at = Index(t);
+    if (segment > 0) return {segment, segment, at, at};
+    return {INT_MAX, 0, INT_MAX, -1, true};
+  }
   int Count(int64_t i) const {  // tokens of block i
     return static_cast<int>(std::min<int64_t>(kTile, T_ - i * kTile));
   }
@@ -79,6 +85,14 @@ class Place {
     return segment_ids_[b * T_ + t];
   }
   int32_t Index(int64_t t) const { return index_[t]; }
+
+  // Of block i, from the first that these queries may attend to, to the last.
+  Range Needed(const Extent& queries, int64_t b, int64_t i) const {
+    int64_t first = i * kTile, end = first + Count(i);
+    while (first < end && !MayAttend(queries, Token(b, first))) ++first;
+    while (first < end && !MayAttend(queries, Token(b, end - 1))) --end;
+    return {first, static_cast<int>(end - first)};
+  }
 
   // The first block from `i` on that these queries may attend to, or the end.
   int64_t NextNeeded(const Extent& queries, int64_t b, int64_t i) const {
