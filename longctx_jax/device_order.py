@@ -2,7 +2,7 @@
 
 Devices are joined by fast links inside of a slice (ICI of TPUs), slices by the
 data centre's network (DCN) alone. So of the mesh axes only `data`, along which
-gradients are added once a step, spans slices:
+gradients are added once a step (`train_step`), spans slices:
 
   slices 2, data 4          data 0 1   slice 0
                             data 2 3   slice 1

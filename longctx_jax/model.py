@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from longctx_jax.array_types import typed
@@ -274,7 +275,12 @@ class Transformer(nnx.Module):
   ) -> Float[Array, 'B T D']:
     """Final hidden states, normed and ready for `unembedding_matrix`."""
     config = self.config
-    x = self.embedding[...][tokens].astype(config.compute_dtype)
+    embedding = self.embedding[...]
+    if self.parallel is not None and self.parallel.apart:
+      # On a table that is split, XLA's partitioner dies inside of `shard_map`
+      # (jaxlib 0.10.2, libtpu 0.0.42: spmd_partitioner_util.cc:497).
+      embedding = jax.lax.with_sharding_constraint(embedding, P(None, None))
+    x = embedding[tokens].astype(config.compute_dtype)
 
     attend = functools.partial(
       attention_path(config, self.parallel, tokens.shape[1]),

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from longctx_jax import sharding
 from longctx_jax.batch import Batch
@@ -70,14 +71,41 @@ def abstract_batch(config: StageConfig, mesh: Mesh) -> Batch:
 
 
 def mean_loss_and_grads(
-  graph: nnx.GraphDef, params: Any, batch: Batch, num_micro: int
+  graph: nnx.GraphDef,
+  params: Any,
+  batch: Batch,
+  num_micro: int,
+  apart: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array, Any]:
   """Mean token loss, its total weight, and the gradient of the mean.
 
   The batch runs as `num_micro` pieces whose loss sums, weights and gradients
   are added, and divided once at the end: the result is that of one big batch,
   however unevenly the pieces are filled.
+
+  On a mesh that is `apart`, each part of its axis `data` adds up its own share
+  of all pieces first, and they tell each other once instead of `num_micro`
+  times. The model's `parallel` has to be `apart` too.
   """
+  own_sums = sums = functools.partial(_sums, graph, num_micro)
+  if apart is not None:
+    sums = jax.shard_map(
+      lambda params, batch: jax.lax.psum(own_sums(params, batch), 'data'),
+      mesh=apart,
+      in_specs=(P(), P('data')),
+      out_specs=P(),
+      axis_names={'data'},
+      check_vma=False,
+    )
+  loss_sum, weight, grads = sums(params, batch)
+  # A batch without a single target changes nothing, rather than to NaN.
+  safe_weight = jnp.maximum(weight, 1e-8)
+  grads = jax.tree.map(lambda g: g / safe_weight, grads)
+  return loss_sum / safe_weight, weight, grads
+
+
+def _sums(graph, num_micro, params, batch):
+  """(loss sum, weight, gradients) of all pieces together."""
 
   def loss_fn(params, batch):
     return loss_sum_and_weight(nnx.merge(graph, params), batch)
@@ -89,15 +117,12 @@ def mean_loss_and_grads(
     return jax.tree.map(jnp.add, totals, (loss_sum, weight, grads)), None
 
   zeros = jax.tree.map(jnp.zeros_like, params)
-  (loss_sum, weight, grads), _ = jax.lax.scan(
+  sums, _ = jax.lax.scan(
     accumulate,
     (jnp.float32(0), jnp.float32(0), zeros),
     jax.tree.map(lambda x: _split(x, num_micro), batch),
   )
-  # A batch without a single target changes nothing, rather than to NaN.
-  safe_weight = jnp.maximum(weight, 1e-8)
-  grads = jax.tree.map(lambda g: g / safe_weight, grads)
-  return loss_sum / safe_weight, weight, grads
+  return sums
 
 
 def _split(x, num_micro):
@@ -143,7 +168,9 @@ def attention_metrics(
 def make_train_step(config: StageConfig, mesh: Mesh):
   """The compiled (state, batch) -> (state, metrics); the state is donated."""
   parallel = sharding.context_parallel(config.mesh, mesh)
-  graph = model_graph(config.model, config.rope, parallel)
+  # Within a slice there is no network to spare.
+  apart = config.mesh.slices > 1
+  graph = model_graph(config.model, config.rope, parallel._replace(apart=apart))
   optimizer = make_optimizer(config.optimizer, config.train.steps)
   schedule = make_schedule(
     config.optimizer, config.optimizer.peak_lr, config.train.steps
@@ -151,7 +178,11 @@ def make_train_step(config: StageConfig, mesh: Mesh):
 
   def train_step(state: TrainState, batch: Batch):
     loss, weight, grads = mean_loss_and_grads(
-      graph, state.params, batch, config.train.micro_batches
+      graph,
+      state.params,
+      batch,
+      config.train.micro_batches,
+      mesh if apart else None,
     )
     grads = jax.tree.map(_laid_out_as_stored, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

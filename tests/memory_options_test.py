@@ -63,7 +63,7 @@ def packed_batch():
   )
 
 
-def loss_and_grads(model, mesh, num_micro, devices=None):
+def loss_and_grads(model, mesh, num_micro, devices=None, apart=False):
   config = small.stage_config(
     model={**MODEL, **model},
     corpus={**small.CORPUS, 'vocab_size': 64},
@@ -71,12 +71,15 @@ def loss_and_grads(model, mesh, num_micro, devices=None):
   )
   mesh = sharding.make_mesh(config.mesh, devices)
   parallel = sharding.context_parallel(config.mesh, mesh)
+  parallel = parallel._replace(apart=apart)
   graph = model_graph(config.model, config.rope, parallel)
   params = graph_and_params(config.model, config.rope)[1]
   where = sharding.param_shardings(params, mesh)
   batch = put_batch(packed_batch(), config, mesh)
   run = jax.jit(
-    lambda params, batch: mean_loss_and_grads(graph, params, batch, num_micro)
+    lambda params, batch: mean_loss_and_grads(
+      graph, params, batch, num_micro, mesh if apart else None
+    )
   )
   return jax.device_get(run(jax.device_put(params, where), batch))
 
@@ -97,5 +100,28 @@ def plain():
 )
 def test_saving_memory_changes_neither_loss_nor_gradients(option, plain):
   got = loss_and_grads(*OPTIONS[option])
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(plain), strict=True):
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize(
+  ('model', 'mesh'),
+  [
+    pytest.param(
+      {}, {'data': 2, 'fsdp': 2, 'tensor': 2}, marks=pytest.mark.slow
+    ),
+    (
+      {'mlp_chunk_len': 7, 'mlp_chunk_width': 8, 'remat': 'full'},
+      {'data': 2, 'fsdp': 1, 'context': 2, 'tensor': 2},
+    ),
+    pytest.param(
+      {'remat': 'offload'},
+      {'data': 2, 'fsdp': 2, 'context': 2, 'vocab_axes': ('fsdp', 'context')},
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
+def test_parts_that_add_up_their_own_first_change_neither(model, mesh, plain):
+  got = loss_and_grads(model, mesh, 2, apart=True)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(plain), strict=True):
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)

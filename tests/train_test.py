@@ -97,6 +97,24 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(corpus, axes):
   assert_close(loss_and_grads(config, batch, mesh), expected)
 
 
+@pytest.mark.slow
+def test_training_does_not_depend_on_the_slices(corpus, tmp_path):
+  found = {}
+  for num_slices in (1, 2):
+    config = small.stage_config(
+      mesh={'data': 2, 'fsdp': 2, 'context': 2, 'slices': num_slices},
+      train={'micro_batches': 2},
+    )
+    # Slices that lie on the devices of one: what is compiled is the same.
+    mesh = sharding.make_mesh(dataclasses.replace(config.mesh, slices=1))
+    directory = tmp_path / str(num_slices)
+    train(config, corpus, directory, mesh)
+    found[num_slices] = read_metrics(directory / 'metrics.jsonl')
+  for name in ('loss', 'grad_norm', 'tokens', 'attention_tile_share'):
+    one, two = ([m[name] for m in found[n]] for n in (1, 2))
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
 def test_two_and_two_steps_equal_four_bit_for_bit(corpus, tmp_path):
   config = small.stage_config()
   mesh = one_device(config)

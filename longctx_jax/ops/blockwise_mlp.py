@@ -89,21 +89,18 @@ def _product(a, b, dtype):
 def _over_shards(function, parallel, D, arguments, results):
   if parallel is None:
     return function
-  mesh = parallel.mesh
   stored = kernel_axes(parallel, D) or None
-  columns = 'tensor' if 'tensor' in mesh.shape else None
+  columns = 'tensor' if 'tensor' in parallel.axis_sizes else None
   specs = {
-    'x': token_specs(mesh)[1],
+    'x': token_specs(parallel)[1],
     'kernels': (P(stored, columns), P(stored, columns), P(columns, stored)),
   }
-  return jax.shard_map(
+  return parallel.over_shards(
     function,
-    mesh=mesh,
     in_specs=tuple(specs[name] for name in arguments),
     out_specs=specs[results]
     if isinstance(results, str)
     else tuple(specs[name] for name in results),
-    check_vma=False,  # the gradients are ours: nothing for JAX to infer
   )
 
 

@@ -58,6 +58,9 @@ class ContextParallel(NamedTuple):
   layout: Layout = 'contiguous'
   # Over which of `PARAM_AXES`, beside tensor, the loss splits the vocabulary.
   vocab_axes: tuple[str, ...] = ('context',)
+  # Whether the parts of `data` are on their own, in a `shard_map` over that
+  # axis: arrays are then those of one part, and no op sends anything to others.
+  apart: bool = False
 
   @property
   def num_shards(self) -> int:
@@ -65,9 +68,34 @@ class ContextParallel(NamedTuple):
     return self.mesh.shape.get(AXIS, 1)
 
   @property
+  def axis_sizes(self) -> dict[str, int]:
+    """Of the axes that an op's arrays may be split over."""
+    sizes = dict(self.mesh.shape)
+    if self.apart:
+      del sizes['data']
+    return sizes
+
+  @property
+  def row_axes(self) -> tuple[str, ...]:
+    """What splits the rows of a batch."""
+    return tuple(axis for axis in ('data', 'fsdp') if axis in self.axis_sizes)
+
+  @property
   def row_shards(self) -> int:
     """Among how many shards the rows of a batch are shared."""
-    return self.mesh.shape.get('data', 1) * self.mesh.shape.get('fsdp', 1)
+    return math.prod(self.axis_sizes[axis] for axis in self.row_axes)
+
+  def over_shards(self, function, in_specs, out_specs) -> Callable:
+    """`jax.shard_map` over `axis_sizes`."""
+    return jax.shard_map(
+      function,
+      # Inside of another one, the mesh is that one's.
+      mesh=None if self.apart else self.mesh,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      axis_names=set(self.axis_sizes),
+      check_vma=False,  # the gradients are ours: nothing for JAX to infer
+    )
 
   @property
   def platform(self) -> str:
@@ -131,7 +159,7 @@ def context_parallel_attention(
   check_rows(parallel, B)
   block_len = parallel.fit_block(block_len, T)
   segment_ids = places(B, T, segment_ids, None).segment_ids
-  rows = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.shape)
+  rows = parallel.row_axes
   context, heads = (a if a in mesh.shape else None for a in (AXIS, 'tensor'))
   whole_rows = isinstance(kernel, WholeRowKernel)
   if whole_rows and not parallel.has_whole_rows:
@@ -150,18 +178,13 @@ def context_parallel_attention(
       return attend_rows(q, k, v, segment_ids=segment_ids, block_len=block_len)
 
   else:
-    others = tuple(axis for axis in mesh.axis_names if axis != AXIS)
+    others = tuple(axis for axis in parallel.axis_sizes if axis != AXIS)
     ring = Ring(AXIS, others, R, layout, kernel, block_len)
     attend_parts = _ulysses_whole_rows if whole_rows else _ATTEND[kind]
     attend = functools.partial(attend_parts, ring=ring)
   split = P(rows or None, context, heads, None)
-  return jax.shard_map(
-    attend,
-    mesh=mesh,
-    in_specs=(split, split, split, P(rows or None, context)),
-    out_specs=split,
-    check_vma=False,  # the gradients are ours: nothing for JAX to infer
-  )(q, k, v, segment_ids)
+  in_specs = split, split, split, P(rows or None, context)
+  return parallel.over_shards(attend, in_specs, split)(q, k, v, segment_ids)
 
 
 def check_mesh(mesh: Mesh) -> None:

@@ -121,15 +121,13 @@ def _over_shards(function, parallel, axes, arguments, results):
   """`function` of what each device holds of the arguments."""
   if parallel is None:
     return function
-  tokens, x = token_specs(parallel.mesh)
+  tokens, x = token_specs(parallel)
   kernel = P(axes.kernel or None, axes.tensor or None)
   specs = {'x': x, 'tokens': tokens, 'kernel': kernel, 'sum': P()}
-  return jax.shard_map(
+  return parallel.over_shards(
     function,
-    mesh=parallel.mesh,
     in_specs=tuple(specs[name] for name in arguments),
     out_specs=tuple(specs[name] for name in results),
-    check_vma=False,  # the gradients are ours: nothing for JAX to infer
   )
 
 

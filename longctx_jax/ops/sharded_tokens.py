@@ -10,7 +10,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from longctx_jax.ops.context_parallel import PARAM_AXES, ContextParallel
@@ -20,7 +19,7 @@ Axes = tuple[str, ...]
 
 def split_axes(parallel: ContextParallel | None, *names: str) -> Axes:
   """Those of `names` that have more than one device."""
-  shape = {} if parallel is None else parallel.mesh.shape
+  shape = {} if parallel is None else parallel.axis_sizes
   return tuple(name for name in names if shape.get(name, 1) > 1)
 
 
@@ -31,10 +30,10 @@ def kernel_axes(parallel: ContextParallel | None, D: int) -> Axes:
   return () if D % shards else axes
 
 
-def token_specs(mesh: Mesh) -> tuple[P, P]:
+def token_specs(parallel: ContextParallel) -> tuple[P, P]:
   """Of arrays [B, T], and [B, T, D]."""
-  rows = tuple(name for name in ('data', 'fsdp') if name in mesh.shape)
-  context = 'context' if 'context' in mesh.shape else None
+  rows = parallel.row_axes
+  context = 'context' if 'context' in parallel.axis_sizes else None
   return P(rows or None, context), P(rows or None, context, None)
 
 

@@ -134,7 +134,9 @@ def _times(eqn):
   if eqn.primitive.name == 'scan':
     return eqn.params['length']
   if eqn.primitive.name == 'shard_map':
-    return eqn.params['mesh'].size  # inside are one device's shapes
+    # Inside are the shapes of one device, along these axes alone.
+    sizes = eqn.params['mesh'].shape
+    return math.prod(sizes[axis] for axis in eqn.params['newly_manual_axes'])
   return 1
 
 

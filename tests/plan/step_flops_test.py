@@ -23,7 +23,7 @@ from longctx_jax.train_step import (
 from tests import small
 
 
-def traced_step(mesh=None, **model):
+def traced_step(mesh=None, num_slices=1, **model):
   """A step of three layers, wide enough for products to be most of it."""
   config = small.stage_config(
     model={
@@ -38,7 +38,11 @@ def traced_step(mesh=None, **model):
     }
   )
   mesh = mesh or sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  config = dataclasses.replace(config, mesh=MeshConfig(**mesh.shape))
+  config = dataclasses.replace(
+    config,
+    mesh=MeshConfig(**mesh.shape, slices=num_slices),
+    train=dataclasses.replace(config.train, micro_batches=num_slices),
+  )
   step = make_train_step(config, mesh)
   return config, step.trace(
     abstract_state(config, mesh), abstract_batch(config, mesh)
@@ -121,6 +125,13 @@ def test_a_mesh_computes_in_all_what_one_device_does():
     count_products(one.jaxpr), rel=0.01
   )
   assert forward_runs(eight.jaxpr) == forward_runs(one.jaxpr)
+  # Slices have a `shard_map` of their own around those of what they run.
+  mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, context=2))
+  _, slices = traced_step(mesh, num_slices=2)
+  assert count_products(slices.jaxpr) == pytest.approx(
+    count_products(one.jaxpr), rel=0.01
+  )
+  assert forward_runs(slices.jaxpr) == 2 * forward_runs(one.jaxpr)
 
 
 def test_kernels_make_whole_tiles():
