@@ -17,13 +17,11 @@ import os
 import re
 import time
 
-os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # ask no cloud which TPU it is
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -33,7 +31,7 @@ from longctx_jax.ops.context_parallel import (
   context_parallel_attention,
 )
 from longctx_jax.ops.kernels import tpu
-from longctx_jax.plan.topology import quiet_libtpu
+from longctx_jax.plan.topology import quiet_libtpu, topology_devices
 
 N, K, H = 32, 8, 128
 KERNEL = 'custom_call_target="tpu_custom_call"'
@@ -41,10 +39,7 @@ KERNEL = 'custom_call_target="tpu_custom_call"'
 
 def compile_gradient(topology: str, kind: str, layout: str, T: int):
   """(q, k, v, d_out, segment_ids) -> out, dq, dk, dv; split over the chips."""
-  devices = topologies.get_topology_desc(
-    platform='tpu', topology_name=topology
-  ).devices
-  mesh = Mesh(np.array(devices), ('context',))
+  mesh = Mesh(np.array(topology_devices(topology)), ('context',))
   parallel = ContextParallel(mesh, kind, layout)
 
   def array(dtype, *shape):

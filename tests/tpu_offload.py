@@ -11,12 +11,12 @@ import sys
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental import topologies
 
 from longctx_jax.batch import Batch
 from longctx_jax.config import MeshConfig, RopeConfig
 from longctx_jax.loss import loss_sum_and_weight
 from longctx_jax.model import Transformer, model_graph
+from longctx_jax.plan.topology import topology_devices
 from longctx_jax.sharding import (
   batch_sharding,
   context_parallel,
@@ -40,11 +40,8 @@ ROPE = RopeConfig(10_000.0)
 
 def host_bytes(topology: str, remat: str) -> int:
   """Of a host's memory, for one chip, while a gradient is made."""
-  devices = topologies.get_topology_desc(
-    platform='tpu', topology_name=topology
-  ).devices
   config = MeshConfig(fsdp=1, context=-1)
-  mesh = make_mesh(config, devices)
+  mesh = make_mesh(config, topology_devices(topology))
   model = dataclasses.replace(MODEL, remat=remat)
   graph = model_graph(model, ROPE, context_parallel(config, mesh))
 

@@ -240,6 +240,7 @@ def test_slices_tell_each_other_their_gradients_once(micro_batches, tmp_path):
     '--slices=2',
     '--config.mesh.data=2',
     '--config.mesh.fsdp=2',
+    '--config.model.attention=dense',  # compiles sooner
     '--config.data.seq_len=4096',
     '--config.data.batch_size=8',
     f'--config.train.micro_batches={micro_batches}',
