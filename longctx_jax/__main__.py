@@ -36,6 +36,7 @@ from longctx_jax.model_verbs import (
   evaluate_verb,
   generate_verb,
 )
+from longctx_jax.plan.topology import find_devices
 from longctx_jax.plan_verb import plan_verb
 from longctx_jax.recipe import rewrite_report, run_recipe
 from longctx_jax.weights.tensor_table import WeightsError
@@ -115,6 +116,7 @@ def _run(stages: tuple[StageConfig, ...], values: flags.FlagValues) -> None:
   workdir = Path(values.workdir)
   with preemption.listening():
     hosts.start(start, hang_s=values.hang_s)
+    find_devices()
     if not hosts.is_first():
       logging.getLogger('longctx_jax').setLevel(logging.WARNING)
     summary = run_recipe(stages, workdir, profile_steps=profile_steps)

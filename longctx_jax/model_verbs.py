@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from longctx_jax import sharding
 from longctx_jax.command_line import fail, parse_flags
 from longctx_jax.config import MeshConfig
+from longctx_jax.plan.topology import find_devices
 from longctx_jax.sampling import Sampling
 from longctx_jax.suites.evaluate import SUITES, Evaluation, evaluate_model
 from longctx_jax.suites.page import print_suite
@@ -214,6 +215,7 @@ def _model_flags(values: flags.FlagValues) -> None:
 
 
 def _load(values: flags.FlagValues) -> LoadedModel:
+  find_devices()
   dtype = values.dtype or (
     'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
   )

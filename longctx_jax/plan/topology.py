@@ -5,6 +5,7 @@ compiles for them on any machine.
 """
 
 import contextlib
+import glob
 import importlib.util
 import os
 import re
@@ -17,6 +18,8 @@ from jax.experimental import topologies
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.flops import PEAK_FLOPS
 
+# What hosts of TPUs have: v4 and older, and newer ones.
+TPU_FILES = ('/dev/accel*', '/dev/vfio/[0-9]*')
 GB = 1e9
 GIB = 2**30
 
@@ -172,6 +175,18 @@ def topology_devices(topology: str, num_slices: int = 1) -> list:
     except jax.errors.JaxRuntimeError as error:
       reason = ' '.join(str(error).split())
       raise ConfigError(f'--topology={topology}: {reason}') from error
+
+
+def find_devices() -> None:
+  """Has JAX look for devices: where libtpu is there to plan, without a word.
+
+  It says that there is no TPU, which JAX finds out by asking it.
+  """
+  is_for_planning = importlib.util.find_spec('libtpu') and not any(
+    glob.glob(files) for files in TPU_FILES
+  )
+  with quiet_libtpu() if is_for_planning else contextlib.nullcontext():
+    jax.devices()
 
 
 @contextlib.contextmanager

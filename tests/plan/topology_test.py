@@ -1,7 +1,12 @@
 """Names of topologies, and what is known of their chips."""
 
+import glob
 import importlib.util
+import os
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +112,25 @@ def test_temporaries_are_what_the_peak_leaves(peak, temporaries):
   memory = memory_of_program(analysis, capacity=140)
   assert memory == Memory(100, temporaries, 90, 89, 101 + temporaries, 140)
   assert memory.fits == (peak > 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  any(glob.glob(files) for files in topology.TPU_FILES), reason='there is a TPU'
+)
+def test_training_beside_libtpu_says_nothing_of_it(tmp_path):
+  pytest.importorskip('libtpu')
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'longctx_jax', 'train'),
+      '--config=configs/longskywork/pretrain.py:tiny',
+      '--config.mesh.fsdp=3',
+      f'--workdir={tmp_path / "run"}',
+    ],
+    cwd=Path(__file__).parents[2],
+    env={k: v for k, v in os.environ.items() if k != 'JAX_PLATFORMS'},
+    capture_output=True,
+    text=True,
+  )
+  # The first that is said is of the devices that were found.
+  assert done.stderr.startswith('longctx: mesh ')
