@@ -82,6 +82,17 @@ def test_equals_dense_at_every_size(length, H, heads):
   assert_equal_to(with_gradients(attend)(*arrays), expected)
 
 
+@needs_library
+@pytest.mark.parametrize('between', [0, 2])
+def test_what_lies_between_keys_of_a_document_is_left_out(between):
+  """Padding or another segment inside a block that all queries come after."""
+  ids = np.ones((2, 128), np.int32)
+  ids[:, 20:40] = between
+  kernel, dense = both()
+  arrays = (*random_qkv(4, (2, 128, 4, 2, 16)), jnp.asarray(ids))
+  assert_equal_to(kernel(*arrays), dense(*arrays))
+
+
 @functools.cache
 def both():
   return with_gradients(attend), with_gradients(dense_attention)

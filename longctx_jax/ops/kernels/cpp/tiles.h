@@ -36,12 +36,11 @@ inline bool MayAttend(const Extent& queries, const Extent& keys) {
          queries.max_index >= keys.min_index;
 }
 
-// Whether every query attends to every key.
+// Whether every query attends to every key, where any may.
 inline bool AllAttend(const Extent& queries, const Extent& keys) {
   return !queries.has_padding && !keys.has_padding &&
          queries.min_segment == queries.max_segment &&
          keys.min_segment == keys.max_segment &&
-         queries.min_segment == keys.min_segment &&
          queries.min_index >= keys.max_index;
 }
 
