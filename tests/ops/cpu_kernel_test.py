@@ -93,6 +93,17 @@ def test_what_lies_between_keys_of_a_document_is_left_out(between):
   assert_equal_to(kernel(*arrays), dense(*arrays))
 
 
+@needs_library
+def test_blocks_passed_over_together_are_passed_over_rightly():
+  """64 blocks at a time: the second document begins with the next 64."""
+  arrays = (
+    *random_qkv(9, (1, 4200, 1, 1, 16)),
+    jnp.asarray(row(4096, 104, T=4200)[None]),
+  )
+  kernel, dense = both()
+  assert_equal_to(kernel(*arrays), dense(*arrays))
+
+
 @functools.cache
 def both():
   return with_gradients(attend), with_gradients(dense_attention)
