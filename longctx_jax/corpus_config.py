@@ -138,6 +138,9 @@ class CorpusConfig:
     default_factory=dict
   )
   filters: DocumentFilters = DocumentFilters()
+  # How the stores lie on disk: 'none' is read fastest, 'zstd' takes half the
+  # room or less. Runs may take a corpus that is packed either way.
+  compression: Literal['none', 'zstd'] = 'none'
   # A corpus that `longctx prepare` made of these settings; '' makes one in the
   # run's directory.
   prepared: str = ''

@@ -160,8 +160,8 @@ def open_corpus(
 def corpus_settings(config: CorpusConfig, seed: int) -> dict[str, Any]:
   """What a corpus is made from, as it comes back from its manifests."""
   settings = {'corpus': dataclasses.asdict(config), 'seed': seed}
-  # Where a corpus lies is no part of what it is made from.
-  del settings['corpus']['prepared']
+  # Where and how a corpus lies is no part of what it is made from.
+  del settings['corpus']['prepared'], settings['corpus']['compression']
   return json.loads(json.dumps(settings))  # JSON has no tuples
 
 
@@ -214,6 +214,7 @@ def _write_corpus(config, directory, settings, seed):
       tokenizer_fingerprint=tokenizer.fingerprint,
       settings=settings,
       accounts=accounts,
+      compression=config.compression,
     )
 
   log.info('corpus: tokenising %d documents', len(training) + len(heldout))

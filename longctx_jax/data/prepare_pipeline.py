@@ -35,7 +35,7 @@ from longctx_jax.data.prepare import Corpus, corpus_settings, open_corpus
 from longctx_jax.data.prepare_choice import choose
 from longctx_jax.data.prepare_steps import STORES, Job, Written, run_step
 from longctx_jax.data.prepare_tasks import TASK_BYTES, Work, list_tasks
-from longctx_jax.data.store_format import MANIFEST, PAGE_TOKENS
+from longctx_jax.data.store_format import MANIFEST
 from longctx_jax.data.store_writer import finish_store, write_store
 from longctx_jax.data.stored_conversations import stored_conversations
 from longctx_jax.data.tokenizer_files import (
@@ -78,7 +78,7 @@ def prepare_at_scale(
   seed: int,
   run: Runner = run_here,
   task_bytes: int = TASK_BYTES,
-  page_tokens: int = PAGE_TOKENS,
+  page_tokens: int | None = None,
   sample_chars: int = SAMPLE_CHARS,
 ) -> Corpus:
   """Makes the corpus in `directory`, or goes on with it, or opens it.
@@ -120,6 +120,7 @@ def _make(job, settings, seed, run, task_bytes, sample_chars) -> Chat:
   made_from = {
     'settings': settings,
     'page_tokens': job.page_tokens,
+    'compression': config.compression,
     'sample_chars': sample_chars,
   }
   if config.tokenizer_path:
@@ -151,6 +152,7 @@ def _make(job, settings, seed, run, task_bytes, sample_chars) -> Chat:
       tokenizer_fingerprint=chat.tokenizer.fingerprint,
       settings=settings,
       accounts=made,
+      compression=config.compression,
     )
   statistics = corpus_statistics(
     open_corpus(job.corpus, settings, chat),

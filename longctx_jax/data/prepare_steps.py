@@ -47,7 +47,7 @@ class Job(NamedTuple):
 
   config: CorpusConfig
   corpus: Path  # the unfinished corpus
-  page_tokens: int
+  page_tokens: int | None
   tokenizer_fingerprint: str = ''  # of the one in `corpus`, once it is there
 
 
@@ -159,7 +159,12 @@ def _write(job: Job, work: Work, number: int) -> Written:
 
   # In this order: the second is complete when the first is written.
   shards = [
-    write_shard(work.shard_path(name), part, page_tokens=job.page_tokens)
+    write_shard(
+      work.shard_path(name),
+      part,
+      compression=job.config.compression,
+      page_tokens=job.page_tokens,
+    )
     for name, part in zip(STORES, (training(), heldout), strict=True)
   ]
   return Written(*shards, counts, num_cut)

@@ -17,10 +17,16 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from longctx_jax.data.open_files import OpenFiles
+from longctx_jax.data.record_places import (
+  RecordError,
+  RecordFile,
+  read_records,
+)
 from longctx_jax.data.store_format import (
   AGAIN,
   NAMES_PER_RECORD,
   READER_OPTIONS,
+  TOKEN_DTYPES,
   ShardCounts,
   StoreError,
   num_records,
@@ -29,7 +35,7 @@ from longctx_jax.data.store_format import (
   shard_name,
 )
 
-# ours: 16 MB that are in memory whatever the cache may hold.
+# ours: 16 MB or less that are in memory whatever the cache may hold.
 _PAGES_TOGETHER = 1024
 
 
@@ -52,9 +58,10 @@ class DocumentStore:
     StoreError: a file is missing, damaged, or of another format version.
   """
 
-  # ours: sixteen thousand pages. A page of short documents is wanted again for
-  # each of them: with a fourth of this, an epoch of 200M tokens in rows of 64K
-  # took about 1.5 times as much of a processor.
+  # ours: sixteen thousand compressed pages. One of short documents is wanted
+  # again for each of them: with a fourth of this, an epoch of 200M tokens in
+  # rows of 64K took about 1.5 times as much of a processor. Uncompressed ones
+  # are not kept: the kernel does.
   def __init__(self, directory: Path | str, *, cache_bytes: int = 256 << 20):
     self._cache_bytes = cache_bytes
     self._open(Path(directory))
@@ -72,24 +79,7 @@ class DocumentStore:
       IndexError: there is no such document, or it is shorter than that.
       StoreError: a page is damaged.
     """
-    self._check_slice(document, start, stop)
-    shard = self._shard_of(document)
-    # From here on, places are counted from the start of the shard.
-    first = int(self._offsets[document]) - self._first_tokens[shard]
-    start, stop = start + first, stop + first
-    tokens = np.empty(stop - start, np.int32)
-    mask = np.ones(stop - start, bool)
-    P = self._page_tokens
-    for page in range(start // P, -(-stop // P)):
-      page_start = page * P
-      from_page = slice(max(start - page_start, 0), stop - page_start)
-      page_tokens, page_mask = self._record(shard, page, document)
-      part = page_tokens[from_page]
-      into = max(page_start - start, 0)
-      tokens[into : into + len(part)] = part
-      if page_mask is not None:
-        mask[into : into + len(part)] = page_mask[from_page]
-    return tokens, mask
+    return self.read_many(*np.array([[document], [start], [stop]]))
 
   def read_many(
     self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray
@@ -107,8 +97,8 @@ class DocumentStore:
     for i in np.flatnonzero(~good)[:1].tolist():
       self._check_slice(int(documents[i]), int(starts[i]), int(stops[i]))
     shards = np.searchsorted(self._first_documents, documents, 'right') - 1
-    # From here on, places are counted from the start of the shard.
-    firsts = self._offsets[documents] - np.take(self._first_tokens, shards)
+    # From here on, starts and stops are counted from the start of the shard.
+    firsts = self._offsets[documents] - self._first_tokens[shards]
     starts, stops = starts + firsts, stops + firsts
     P = self._page_tokens
     pages = starts // P
@@ -120,18 +110,19 @@ class DocumentStore:
     ends = np.minimum(stops[at] - pages * P, P)
     tokens = np.empty(int((ends - begins).sum()), np.int32)
     mask = np.ones(len(tokens), bool)
+    read = self._cached_pages if self._places is None else self._placed_pages
     into = 0
     for k in range(0, len(at), _PAGES_TOGETHER):
       part = slice(k, k + _PAGES_TOGETHER)
-      found = self._records(shards[at][part], pages[part], documents[at][part])
-      for (page_tokens, page_mask), begin, end in zip(
-        found, begins[part].tolist(), ends[part].tolist(), strict=True
-      ):
-        after = into + end - begin
-        tokens[into:after] = page_tokens[begin:end]
-        if page_mask is not None:
-          mask[into:after] = page_mask[begin:end]
-        into = after
+      after = into + int((ends[part] - begins[part]).sum())
+      read(
+        (shards[at][part], pages[part], documents[at][part]),
+        begins[part],
+        ends[part],
+        tokens[into:after],
+        mask[into:after],
+      )
+      into = after
     return tokens, mask
 
   def name(self, document: int) -> str:
@@ -142,8 +133,8 @@ class DocumentStore:
       StoreError: the record is damaged.
     """
     self._check_document(document)
-    shard = self._shard_of(document)
-    k = document - self._first_documents[shard]
+    shard = bisect.bisect_right(self._first_documents, document) - 1
+    k = document - int(self._first_documents[shard])
     record = self._num_pages[shard] + k // NAMES_PER_RECORD
     return self._record(shard, record, document)[k % NAMES_PER_RECORD]
 
@@ -170,12 +161,14 @@ class DocumentStore:
     # Plain views of what is mapped: numpy's own class for it is slow to index.
     self._offsets = np.asarray(index.offsets)
     self._checksums = np.asarray(index.checksums)
+    self._places = None if index.places is None else np.asarray(index.places)
     self.lengths = np.diff(self._offsets)
     self._page_tokens, self._shards = index.page_tokens, index.shards
     self._first_documents, self._first_tokens, self._first_records = (
-      [0, *itertools.accumulate(counts)]
+      np.array([0, *itertools.accumulate(counts)])
       for counts in zip(*(shard[:3] for shard in self._shards), strict=True)
     )
+    self._shard_tokens = np.array([shard.tokens for shard in self._shards])
     self._num_pages = [
       num_records(0, shard.tokens, self._page_tokens) for shard in self._shards
     ]
@@ -185,12 +178,16 @@ class DocumentStore:
     ]
     # All at once, which takes microseconds each: a shard that is missing or
     # truncated comes up at the start of a run, and not in the midst of it.
-    self._readers = OpenFiles(
-      lambda i: open_shard(self._paths[i], self._shards[i]),
-      len(self._shards),
-      str(directory),
-    )
+    self._files = OpenFiles(self._open_shard, len(self._shards), str(directory))
     self._start_cache()
+
+  def _open_shard(self, i):
+    """ArrayRecord's reader, or the file if records are read where they lie."""
+    reader = open_shard(self._paths[i], self._shards[i])
+    if self._places is None:
+      return reader
+    reader.close()
+    return RecordFile(self._paths[i])
 
   def _start_cache(self):
     self._cache = collections.OrderedDict()
@@ -212,9 +209,6 @@ class DocumentStore:
         f'document {document} of a store of {len(self)} documents'
       )
 
-  def _shard_of(self, document):
-    return bisect.bisect_right(self._first_documents, document) - 1
-
   def _record(self, shard, record, document):
     """A page as (tokens, mask), or a list of names, from the cache if there.
 
@@ -222,12 +216,65 @@ class DocumentStore:
     """
     return self._records(*([value] for value in (shard, record, document)))[0]
 
+  def _cached_pages(self, pages, begins, ends, tokens, mask):
+    """Writes [begin, end) of each page to `tokens` and `mask`, end to end.
+
+    `pages` are shards, records of them, and the documents that ask, as
+    `_record` has them.
+    """
+    _write_pages(self._records(*pages), begins, ends, tokens, mask)
+
+  def _placed_pages(self, pages, begins, ends, tokens, mask):
+    """As `_cached_pages`, of pages that are read where they lie."""
+    contents = self._contents(*pages)
+    lengths = self._page_lengths(*pages[:2])
+    sizes = np.array([len(content) for content in contents])
+    for dtype in TOKEN_DTYPES:
+      # Most pages are alike: converting them together takes half the time.
+      width = dtype.itemsize
+      if (sizes == width * lengths).all():
+        parts = zip(
+          contents,
+          (width * begins).tolist(),
+          (width * ends).tolist(),
+          strict=True,
+        )
+        wanted = b''.join([c[begin:end] for c, begin, end in parts])
+        tokens[:] = np.frombuffer(wanted, dtype)
+        return
+    found = map(page_from_record, contents, lengths.tolist())
+    _write_pages(found, begins, ends, tokens, mask)
+
+  def _page_lengths(self, shards, records):
+    """Tokens of pages: the last one of a shard may not be full."""
+    starts = np.multiply(records, self._page_tokens)
+    return np.minimum(self._page_tokens, self._shard_tokens[shards] - starts)
+
+  def _contents(self, shards, records, documents):
+    """Records as they were written, read where they lie."""
+    keys = self._first_records[shards] + records
+    try:
+      return read_records(
+        self._files, shards, self._places[:, keys], self._checksums[keys]
+      )
+    except RecordError as error:
+      i = error.number
+      raise self._unreadable(shards[i], records[i], documents[i], error) from (
+        error
+      )
+
+  def _unreadable(self, shard, record, document, reason):
+    return StoreError(
+      f'{self._paths[shard]}: document {document} cannot be read (record'
+      f' {record}: {reason}). verify_store lists all the damage. {AGAIN}'
+    )
+
   def _records(self, shards, records, documents):
     """`_record` of each; those that are not in the cache are read together."""
     if self._pid != os.getpid():
       # A thread that held the lock does not exist in a forked child.
       self._start_cache()
-    keys = (np.take(self._first_records, shards) + records).tolist()
+    keys = (self._first_records[shards] + records).tolist()
     found, missing = {}, {}
     with self._lock:
       for i, key in enumerate(keys):
@@ -254,20 +301,34 @@ class DocumentStore:
   def _read_record(self, key, shard, record, document):
     """What `_record` gives, and its bytes in memory."""
     try:
-      content = read_checked(
-        self._readers[shard], record, int(self._checksums[key])
-      )
+      if self._places is None:
+        content = read_checked(
+          self._files[shard], record, int(self._checksums[key])
+        )
+      else:
+        part = np.array([[shard], [record], [document]])
+        content = bytes(self._contents(*part)[0])
       if record >= self._num_pages[shard]:
         return json.loads(content), len(content)
-      start = record * self._page_tokens
-      length = min(self._page_tokens, self._shards[shard].tokens - start)
+      (length,) = self._page_lengths([shard], [record]).tolist()
       tokens, mask = page_from_record(content, length)
     except (RuntimeError, ValueError) as error:
-      raise StoreError(
-        f'{self._paths[shard]}: document {document} cannot be read (record'
-        f' {record}: {error}). verify_store lists all the damage. {AGAIN}'
-      ) from error
+      if isinstance(error, StoreError):
+        raise
+      raise self._unreadable(shard, record, document, error) from error
     return (tokens, mask), tokens.nbytes + (0 if mask is None else mask.nbytes)
+
+
+def _write_pages(pages, begins, ends, tokens, mask):
+  into = 0
+  for (page_tokens, page_mask), begin, end in zip(
+    pages, begins.tolist(), ends.tolist(), strict=True
+  ):
+    after = into + end - begin
+    tokens[into:after] = page_tokens[begin:end]
+    if page_mask is not None:
+      mask[into:after] = page_mask[begin:end]
+    into = after
 
 
 def open_shard(path: Path, counts: ShardCounts) -> ArrayRecordReader:

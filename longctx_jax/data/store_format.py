@@ -5,6 +5,8 @@
     store/offsets.npy      int64 [documents + 1], tokens before each document
     store/domains.npy      uint16 [documents], into the manifest's domains
     store/checksums.npy    uint32 [records], CRC-32 of every record
+    store/places.npy       int64 [2, records], see `record_places.py`; not there
+                           if records are compressed
     store/manifest.json    what was counted, settings, fingerprints, CRC-32 of
                            the above
 
@@ -35,21 +37,32 @@ from longctx_jax.data.counts import Counts, check_accounts
 FORMAT_VERSION = 2
 MANIFEST = 'manifest.json'
 OFFSETS, DOMAINS, CHECKSUMS = 'offsets.npy', 'domains.npy', 'checksums.npy'
+PLACES = 'places.npy'
 
-# ours: by benchmarks/store.py on tokenised source code, a page of 4096, 8192,
-# 16,384 tokens is read in 21, 32, 57 us and takes 1.04, 1.00, 0.95 bytes a
-# token. Rows of short documents read a page for each of them.
-PAGE_TOKENS = 8192
+# How records may be packed, as ArrayRecord calls it. ours: uncompressed ones
+# are read where they lie. Of snappy, zstd and brotli, zstd 3 takes half the
+# bytes of none, is read at 260M tokens a second and written at 70M; zstd 1 is
+# no faster to read.
+WRITER_OPTIONS = {
+  'none': 'group_size:1,uncompressed',
+  'zstd': 'group_size:1,zstd:3',
+}
+# Tokens of a page. Rows of short documents read a page or two for each of them.
+# ours: by benchmarks/store.py on tokenised source code, a compressed page of
+# 4096, 8192, 16,384 tokens is read in 21, 32, 57 us and takes 1.04, 1.00, 0.95
+# bytes a token. Uncompressed ones of 2048, 4096, 8192 tokens gave slices of
+# documents of 1900 tokens on average at 380M, 335M, 260M tokens a second.
+PAGE_TOKENS = {'none': 2048, 'zstd': 8192}
 # ours: 1024 names are about 40 KB before compression, a few pages' worth.
 NAMES_PER_RECORD = 1024
-# ours: of no compression, snappy, zstd and brotli, zstd 3 takes half the bytes
-# of none, is read at 260M tokens a second and written at 70M, which is far more
-# than training takes and tokenisers give; zstd 1 is no faster to read.
-WRITER_OPTIONS = 'group_size:1,zstd:3'
 # No read-ahead and no threads of its own: a page costs no more than a page, and
 # a forked child misses nothing.
 READER_OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
 AGAIN = 'Copy the store here again, or prepare the corpus again'
+
+
+# What a page's tokens may be: the first of these that they all fit into.
+TOKEN_DTYPES = np.dtype('<u2'), np.dtype('<i4')
 
 
 class StoreError(ValueError):
@@ -72,6 +85,7 @@ class StoreIndex(NamedTuple):
   offsets: np.ndarray  # int64 [documents + 1]
   domain_ids: np.ndarray  # uint16 [documents]
   checksums: np.ndarray  # uint32 [records], of all shards
+  places: np.ndarray | None  # int64 [2, records], of all shards if of any
   domain_names: tuple[str, ...]
   shards: tuple[ShardCounts, ...]
   page_tokens: int
@@ -112,7 +126,7 @@ def page_from_record(
     ValueError: these are not the bytes of a page of `length` tokens.
   """
   mask_bytes = -(-length // 8)
-  for dtype in (np.dtype('<u2'), np.dtype('<i4')):
+  for dtype in TOKEN_DTYPES:
     rest = len(record) - length * dtype.itemsize
     if rest in (0, mask_bytes):
       tokens = np.frombuffer(record, dtype, length)
@@ -136,6 +150,8 @@ def write_index(directory: Path, index: StoreIndex) -> None:
     DOMAINS: index.domain_ids,
     CHECKSUMS: index.checksums,
   }
+  if index.places is not None:
+    arrays[PLACES] = index.places
   for name, array in arrays.items():
     _save(directory / name, array)
   manifest = {
@@ -198,8 +214,10 @@ def read_index(directory: Path) -> StoreIndex:
     _check_accounts(accounts, manifest['domains'])
   except ValueError as error:
     raise StoreError(f'{directory / MANIFEST}: {error}. {AGAIN}') from error
-  arrays = []
-  for name in (OFFSETS, DOMAINS, CHECKSUMS):
+  arrays = {}
+  # Stores that were written before there were places go without.
+  places = [PLACES] if PLACES in manifest['files'] else []
+  for name in (OFFSETS, DOMAINS, CHECKSUMS, *places):
     path = directory / name
     try:
       found = _file_checksum(path)
@@ -208,13 +226,16 @@ def read_index(directory: Path) -> StoreIndex:
           f'{path} is damaged: its checksum is {found}, and'
           f' {manifest["files"][name]} in {MANIFEST}. {AGAIN}'
         )
-      arrays.append(np.load(path, mmap_mode='r'))
+      arrays[name] = np.load(path, mmap_mode='r')
     except OSError as error:
       raise StoreError(
         f'cannot read the store {path}: {error.strerror}. {AGAIN}'
       ) from error
   return StoreIndex(
-    *arrays,
+    offsets=arrays[OFFSETS],
+    domain_ids=arrays[DOMAINS],
+    checksums=arrays[CHECKSUMS],
+    places=arrays.get(PLACES),
     domain_names=tuple(domain['name'] for domain in manifest['domains']),
     shards=tuple(ShardCounts(**shard) for shard in manifest['shards']),
     page_tokens=manifest['page_tokens'],

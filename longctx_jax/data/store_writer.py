@@ -11,12 +11,13 @@ three steps:
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -24,6 +25,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from longctx_jax.data import store_format
 from longctx_jax.data.counts import Counts
 from longctx_jax.data.disk import publish, sync_file
+from longctx_jax.data.record_places import RecordFile, find_places
 from longctx_jax.data.store_format import (
   NAMES_PER_RECORD,
   PAGE_TOKENS,
@@ -32,10 +34,13 @@ from longctx_jax.data.store_format import (
   StoreIndex,
 )
 
-# ours: about 1 GB, so that a shard is copied again in a minute, and 40 billion
+log = logging.getLogger(__name__)
+
+# ours: 2 GB or less, so that a shard is copied again in minutes, and 40 billion
 # tokens are 40 files to hold open.
 SHARD_TOKENS = 1_000_000_000
 MAX_DOMAINS = 65_536  # what domains.npy can tell apart
+Compression = Literal['none', 'zstd']
 
 
 class StoredDocument(NamedTuple):
@@ -57,6 +62,8 @@ class Shard(NamedTuple):
   domain_names: tuple[str, ...]
   checksums: np.ndarray  # uint32 [records]
   page_tokens: int
+  # int64 [2, records], see `record_places.py`; None: only ArrayRecord knows.
+  places: np.ndarray | None = None
 
 
 def write_store(
@@ -66,7 +73,8 @@ def write_store(
   tokenizer_fingerprint: str,
   settings: dict[str, Any],
   accounts: Mapping[str, Counts] | None = None,
-  page_tokens: int = PAGE_TOKENS,
+  compression: Compression = 'none',
+  page_tokens: int | None = None,
   shard_tokens: int = SHARD_TOKENS,
 ) -> None:
   """Writes a store, which replaces the one that `directory` may hold.
@@ -79,6 +87,8 @@ def write_store(
     settings: what the documents were made from, for the manifest.
     accounts: what became of the documents of each domain, for the manifest;
       looked at when the last document has been taken.
+    compression: how pages are packed; zstd takes half the room, or less.
+    page_tokens: None takes what suits the compression.
 
   Raises:
     ValueError: there are no documents, or one is malformed.
@@ -92,7 +102,11 @@ def write_store(
     for first in rest:
       part = _until_full(first, rest, shard_tokens)
       path = partial / str(len(shards))
-      shards.append(write_shard(path, part, page_tokens=page_tokens))
+      shards.append(
+        write_shard(
+          path, part, compression=compression, page_tokens=page_tokens
+        )
+      )
     finish_store(
       directory,
       shards,
@@ -210,10 +224,13 @@ def _join(shards, tokenizer_fingerprint, settings, accounts) -> StoreIndex:
   ]
   lengths = np.concatenate([shard.lengths for shard in shards])
   content = hashlib.sha256(''.join(s.counts.sha256 for s in shards).encode())
+  places = [shard.places for shard in shards if shard.places is not None]
   return StoreIndex(
     offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     domain_ids=np.concatenate(domain_ids).astype(np.uint16),
     checksums=np.concatenate([shard.checksums for shard in shards]),
+    # Of all records or of none, so that there are not two ways within a store.
+    places=np.hstack(places) if len(places) == len(shards) else None,
     domain_names=tuple(domain_names),
     shards=tuple(shard.counts for shard in shards),
     page_tokens=page_tokens.pop(),
@@ -228,16 +245,20 @@ def write_shard(
   path: Path,
   documents: Iterable[StoredDocument],
   *,
-  page_tokens: int = PAGE_TOKENS,
+  compression: Compression = 'none',
+  page_tokens: int | None = None,
 ) -> Shard:
   """Writes documents to `path`; memory holds their names, and one of them.
+
+  Arguments are those of `write_store`.
 
   Raises:
     ValueError: a document is malformed.
     OSError: the disk is full, or the like.
   """
   names, lengths, domain_ids, domain_names = [], [], [], {}
-  records = _Records(path)
+  page_tokens = page_tokens or PAGE_TOKENS[compression]
+  records = _Records(path, compression)
   try:
     pages = _Pages(records, page_tokens)
     for document in documents:
@@ -258,6 +279,11 @@ def write_shard(
     raise
   # Whoever goes on after a power failure takes the shard for written.
   sync_file(path)
+  places = None
+  if compression == 'none':
+    places = find_places(RecordFile(path), records.checksums)
+    if places is None:
+      log.warning('%s: ArrayRecord wrote it in a way of its own', path)
   lengths, domain_ids = np.array([lengths, domain_ids], np.int64)
   records.content.update(lengths.tobytes() + domain_ids.tobytes())
   records.content.update(json.dumps(list(domain_names)).encode())
@@ -276,15 +302,17 @@ def write_shard(
     tuple(domain_names),
     np.array(records.checksums, np.uint32),
     page_tokens,
+    places,
   )
 
 
 class _Records:
   """An ArrayRecord file, with the checksum of each record and a hash of all."""
 
-  def __init__(self, path):
+  def __init__(self, path, compression):
+    options = store_format.WRITER_OPTIONS[compression]
     try:
-      self._writer = ArrayRecordWriter(str(path), store_format.WRITER_OPTIONS)
+      self._writer = ArrayRecordWriter(str(path), options)
     except RuntimeError as error:
       raise OSError(str(error)) from error
     self.checksums = []

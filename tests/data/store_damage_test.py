@@ -16,6 +16,7 @@ from longctx_jax.data.store import DocumentStore
 from longctx_jax.data.store_format import StoreError
 from longctx_jax.data.store_verify import verify_store
 from tests.data.stored_documents import (
+  COMPRESSIONS,
   FILES,
   INDEX,
   SHARD,
@@ -24,7 +25,7 @@ from tests.data.stored_documents import (
   write,
 )
 
-MANIFEST = 'manifest.json'
+MANIFEST, PLACES = 'manifest.json', 'places.npy'
 PAGE = 64
 DOCUMENTS = make_documents([500, 1, 30, 20, 1000, 7])
 
@@ -34,11 +35,11 @@ def directory(tmp_path):
   return tmp_path / 'store'
 
 
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory):
+@pytest.fixture(scope='module', params=COMPRESSIONS)
+def whole(request, tmp_path_factory):
   """A store that tests leave as it is."""
   directory = tmp_path_factory.mktemp('whole') / 'store'
-  write(directory, DOCUMENTS, page_tokens=PAGE)
+  write(directory, DOCUMENTS, page_tokens=PAGE, compression=request.param)
   return directory
 
 
@@ -79,13 +80,14 @@ def rewrite(path, content):
 
 @settings(max_examples=300, deadline=None)
 @given(
-  name=st.sampled_from(FILES),
+  data=st.data(),
   where=st.floats(0, 1, exclude_max=True),
   flip=st.integers(1, 255),
 )
 def test_flipped_bits_are_found_or_change_nothing(
-  whole, scratch, name, where, flip
+  whole, scratch, data, where, flip
 ):
+  name = data.draw(st.sampled_from(sorted(p.name for p in whole.iterdir())))
   content = bytearray((whole / name).read_bytes())
   # ArrayRecord fills blocks of 64 KiB with zeros; content comes first.
   end = min(len(content), 8000) if name == SHARD else len(content)
@@ -94,7 +96,9 @@ def test_flipped_bits_are_found_or_change_nothing(
   failed, messages = unreadable(scratch)
   assert all(name in message and '\n' not in message for message in messages)
   if name == SHARD:
-    assert set(verify_store(scratch).damaged_documents()) == failed
+    found = set(verify_store(scratch).damaged_documents())
+    # What lies between records does not matter where they are read in place.
+    assert found >= failed if (whole / PLACES).exists() else found == failed
   elif name in INDEX:
     assert len(failed) == len(DOCUMENTS)
   shutil.copyfile(whole / name, scratch / name)
@@ -123,6 +127,8 @@ def test_flips_of_a_shard_hit_pages_names_and_nothing_else(whole, scratch):
   ],
 )
 def test_truncated_file_is_named(whole, scratch, name, says):
+  if not (whole / name).exists():
+    pytest.skip('compressed records have no places')
   content = (whole / name).read_bytes()
   steps = range(0, len(content), -(-len(content) // 40))
   for length in [*steps, len(content) - 1]:
@@ -171,7 +177,8 @@ def test_missing_file_is_named(directory, name):
 def damage_page(path, page):
   """Flips bits of one page of a shard; returns the damage that is found."""
   content = path.read_bytes()
-  for i in range(0, len(content), 50):
+  # From the end on, so that what is hit is the page and not what is before it.
+  for i in reversed(range(0, len(content), 50)):
     damaged = bytearray(content)
     damaged[i] ^= 255
     path.write_bytes(damaged)
@@ -181,9 +188,10 @@ def damage_page(path, page):
   raise AssertionError(f'no flip hits page {page}')
 
 
-def test_a_slice_is_read_though_other_pages_are_damaged(directory):
+@pytest.mark.parametrize('compression', COMPRESSIONS)
+def test_a_slice_is_read_though_other_pages_are_damaged(directory, compression):
   (document,) = documents = make_documents([1000])
-  write(directory, documents, page_tokens=100)
+  write(directory, documents, page_tokens=100, compression=compression)
   damage_page(directory / SHARD, 4)
   store = DocumentStore(directory)
   for start, stop in ((0, 400), (500, 1000), (399, 400), (500, 501)):

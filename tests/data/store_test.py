@@ -16,10 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longctx_jax.data import store as store_module
+from longctx_jax.data import store_writer
 from longctx_jax.data.store import DocumentStore
 from longctx_jax.data.store_format import NAMES_PER_RECORD, StoreError
 from tests.architecture_test import ROOT
-from tests.data.stored_documents import SHARD, make_documents, mask_of, write
+from tests.data.stored_documents import (
+  COMPRESSIONS,
+  SHARD,
+  make_documents,
+  mask_of,
+  write,
+)
 
 
 class WatchedCache(collections.OrderedDict):
@@ -92,10 +99,11 @@ def test_a_store_may_have_more_shards_than_files_may_be_open(directory):
   lengths=st.lists(st.integers(1, 50), min_size=1, max_size=8),
   page_tokens=st.integers(1, 60),
   shard_tokens=st.integers(1, 200),
+  compression=st.sampled_from(COMPRESSIONS),
   data=st.data(),
 )
 def test_any_slice_of_any_document_comes_back(
-  tmp_path_factory, lengths, page_tokens, shard_tokens, data
+  tmp_path_factory, lengths, page_tokens, shard_tokens, compression, data
 ):
   documents = make_documents(lengths, seed=data.draw(st.integers(0, 99)))
   store = write(
@@ -103,6 +111,7 @@ def test_any_slice_of_any_document_comes_back(
     documents,
     page_tokens=page_tokens,
     shard_tokens=shard_tokens,
+    compression=compression,
   )
   assert len(store) == len(lengths)
   assert store.lengths.dtype == np.int64
@@ -125,22 +134,30 @@ def test_any_slice_of_any_document_comes_back(
   lengths=st.lists(st.integers(1, 50), min_size=1, max_size=8),
   page_tokens=st.integers(1, 60),
   shard_tokens=st.integers(1, 200),
+  compression=st.sampled_from(COMPRESSIONS),
   cache_bytes=st.sampled_from([0, 100, 1 << 20]),
   together=st.sampled_from([2, 1024]),
   data=st.data(),
 )
-def test_many_slices_are_those_read_one_by_one(
+def test_many_slices_of_any_documents_come_back_end_to_end(
   tmp_path_factory,
   lengths,
   page_tokens,
   shard_tokens,
+  compression,
   cache_bytes,
   together,
   data,
 ):
   directory = tmp_path_factory.mktemp('store') / 'a'
-  sizes = {'page_tokens': page_tokens, 'shard_tokens': shard_tokens}
-  write(directory, make_documents(lengths), **sizes)
+  documents = make_documents(lengths, large_ids=data.draw(st.booleans()))
+  write(
+    directory,
+    documents,
+    page_tokens=page_tokens,
+    shard_tokens=shard_tokens,
+    compression=compression,
+  )
   store = DocumentStore(directory, cache_bytes=cache_bytes)
   slices = []
   for _ in range(data.draw(st.integers(0, 9))):
@@ -152,9 +169,11 @@ def test_many_slices_are_those_read_one_by_one(
   with unittest.mock.patch.object(store_module, '_PAGES_TOGETHER', together):
     tokens, mask = store.read_many(*fields)
   assert (tokens.dtype, mask.dtype) == (np.int32, np.bool_)
-  one_by_one = [store.read(*part) for part in slices]
-  assert tokens.tolist() == [t for part, _ in one_by_one for t in part]
-  assert mask.tolist() == [m for _, part in one_by_one for m in part]
+  wanted, masks = [], []
+  for i, start, stop in slices:
+    wanted += documents[i].tokens[start:stop].tolist()
+    masks += mask_of(documents[i])[start:stop].tolist()
+  assert (tokens.tolist(), mask.tolist()) == (wanted, masks)
   # Whatever is in work, the cache keeps to its size, or to one page.
   assert store._cached_bytes <= max(cache_bytes, 60 * 5)
 
@@ -188,7 +207,8 @@ def test_ids_too_large_for_two_bytes_come_back(directory):
 
 
 def test_slices_of_one_page_read_it_once(directory):
-  store = write(directory, make_documents([100, 100]), page_tokens=100)
+  documents = make_documents([100, 100])
+  store = write(directory, documents, page_tokens=100, compression='zstd')
   store.read(0, 0, 10)
   (directory / SHARD).write_bytes(b'')
   store.read(0, 50, 60)
@@ -196,10 +216,49 @@ def test_slices_of_one_page_read_it_once(directory):
     store.read(1, 0, 10)
 
 
+def test_a_shard_that_is_cut_while_it_is_open_is_named(directory):
+  store = write(directory, make_documents([100, 100]), page_tokens=100)
+  content = (directory / SHARD).read_bytes()
+  (directory / SHARD).write_bytes(content[:200])
+  with pytest.raises(StoreError, match=rf'{SHARD}: document 1 .* ends before'):
+    store.read(1, 0, 10)
+  with pytest.raises(StoreError, match=rf'{SHARD}: document 1 .* ends before'):
+    store.name(1)
+
+
+def test_a_store_without_places_is_read_by_array_record(
+  directory, monkeypatch, caplog
+):
+  # As all were written once, and as a future ArrayRecord may have it.
+  documents = make_documents([100, 30])
+  expected = write(directory, documents, page_tokens=16)
+  monkeypatch.setattr(store_writer, 'find_places', lambda *_: None)
+  store = write(directory, documents, page_tokens=16)
+  assert 'ArrayRecord wrote it in a way of its own' in caplog.text
+  assert not (directory / 'places.npy').exists()
+  assert store.fingerprint == expected.fingerprint
+  for i, document in enumerate(documents):
+    tokens, mask = store.read(i, 3, 30)
+    assert tokens.tolist() == document.tokens[3:30].tolist()
+    assert mask.tolist() == mask_of(document)[3:30].tolist()
+    assert store.name(i) == document.name
+
+
+def test_compressed_pages_take_less_room(directory):
+  (document,) = make_documents([200_000])
+  documents = [document._replace(tokens=document.tokens % 7)]
+  (size, packed) = (
+    write(directory, documents, compression=compression)._shards[0].bytes
+    for compression in COMPRESSIONS
+  )
+  assert packed < size
+
+
 def test_cache_forgets_the_page_used_longest_ago(directory):
   documents = make_documents([100] * 5)
   # Of 300 bytes, 200 and 200: the first has a mask.
-  write(directory, [documents[i] for i in (1, 2, 4)], page_tokens=100)
+  documents = [documents[i] for i in (1, 2, 4)]
+  write(directory, documents, page_tokens=100, compression='zstd')
   store = DocumentStore(directory, cache_bytes=699)
   for document in (0, 1, 0, 2):
     store.read(document, 0, 1)
@@ -223,9 +282,13 @@ def test_reading_beyond_a_document_is_refused(directory, document, start, stop):
     store.read_many(*np.array([good, (document, start, stop), good]).T)
 
 
-def test_threads_read_what_one_thread_reads(directory, fast_switching):
+@pytest.mark.parametrize('compression', COMPRESSIONS)
+def test_threads_read_what_one_thread_reads(
+  directory, fast_switching, compression
+):
   documents = make_documents(range(1, 60))
-  write(directory, documents, page_tokens=16, shard_tokens=500)
+  sizes = {'page_tokens': 16, 'shard_tokens': 500}
+  write(directory, documents, compression=compression, **sizes)
   store = DocumentStore(directory, cache_bytes=500)
   store._cache = WatchedCache()
   order = np.random.default_rng(0).integers(0, 59, 1000).tolist()
@@ -266,9 +329,12 @@ def _read_and_exit(store, expected):
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
-def test_forked_child_reads_though_the_parent_held_the_lock(directory):
+@pytest.mark.parametrize('compression', COMPRESSIONS)
+def test_forked_child_reads_though_the_parent_held_the_lock(
+  directory, compression
+):
   documents = make_documents([50])
-  store = write(directory, documents, page_tokens=4)
+  store = write(directory, documents, page_tokens=4, compression=compression)
   with store._lock:
     child = multiprocessing.get_context('fork').Process(
       target=_read_and_exit, args=(store, documents[0].tokens.tolist())

@@ -6,14 +6,17 @@ from longctx_jax.data.store import DocumentStore
 from longctx_jax.data.store_writer import StoredDocument, write_store
 
 
-def make_documents(lengths, seed=0):
+def make_documents(lengths, seed=0, large_ids=True):
   """Every second document has a loss mask, every third one large ids."""
   rng = np.random.default_rng(seed)
   return [
     StoredDocument(
       f'näme {i}',
       f'domain {i % 3}',
-      rng.integers(0, 50_000 if i % 3 else 150_000, length, dtype=np.int32),
+      rng.integers(
+        *(0, 50_000 if i % 3 or not large_ids else 150_000, length),
+        dtype=np.int32,
+      ),
       rng.integers(0, 2, length, dtype=np.uint8) if i % 2 else None,
     )
     for i, length in enumerate(lengths)
@@ -41,6 +44,7 @@ def files_of(directory):
   return {path.name for path in directory.iterdir()}
 
 
+COMPRESSIONS = ['none', 'zstd']
 SHARD = 'documents-00000-of-00001.array_record'
-INDEX = ['offsets.npy', 'domains.npy', 'checksums.npy']
+INDEX = ['offsets.npy', 'domains.npy', 'checksums.npy', 'places.npy']
 FILES = [SHARD, *INDEX, 'manifest.json']
