@@ -45,6 +45,22 @@ def test_the_seed_decides_conversations_and_nothing_else(
   assert same == [True, True, True, False]
 
 
+def test_a_corpus_may_be_packed_in_another_way_than_the_config_says(
+  texts, prepared, tmp_path
+):
+  _, plain = prepared
+  config = config_of(texts, compression='zstd')
+  packed = prepare_corpus(config, tmp_path / 'packed', seed=0)
+  assert not list((tmp_path / 'packed').rglob('places.npy'))
+  for i in range(len(plain.documents)):
+    for here, there in zip(
+      read(packed.documents, i), read(plain.documents, i), strict=True
+    ):
+      assert np.array_equal(here, there)
+  same = prepare_corpus(config_of(texts), tmp_path / 'packed', seed=0)
+  assert fingerprints(same) == fingerprints(packed)
+
+
 def test_a_prepared_corpus_is_opened_and_not_made_again(
   texts, prepared, tmp_path
 ):

@@ -18,9 +18,9 @@ from longctx_jax.data.record_places import (
 PLAIN = 'group_size:1,uncompressed'
 
 
-def write(path, sizes, options=PLAIN):
+def write(path, sizes, options=PLAIN, seed=0):
   """Records of these sizes, and their checksums."""
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
   records = [rng.bytes(size) for size in sizes]
   writer = ArrayRecordWriter(str(path), options)
   for record in records:
@@ -63,6 +63,21 @@ def test_records_are_read_where_they_lie(tmp_path_factory, sizes, data):
     files, np.zeros(len(sizes), int), places[0], checksums[0]
   )
   assert [bytes(f) for f in in_a_row] == records[0]
+
+
+def test_records_of_two_files_are_not_read_in_one_go(tmp_path):
+  files, places, checksums, records = [], [], [], []
+  for name, seed in (('a', 0), ('b', 1)):
+    made, sums = write(tmp_path / name, [50, 60], seed=seed)
+    files.append(RecordFile(tmp_path / name))
+    places.append(find_places(files[-1], sums))
+    checksums.append(sums)
+    records.append(made)
+  # The second begins where it would if it followed the first.
+  part = np.stack([places[0][:, 0], places[1][:, 1]], axis=1)
+  sums = np.array([checksums[0][0], checksums[1][1]])
+  found = read_records(files, np.array([0, 1]), part, sums)
+  assert [bytes(f) for f in found] == [records[0][0], records[1][1]]
 
 
 @pytest.mark.parametrize(

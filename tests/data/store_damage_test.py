@@ -178,7 +178,7 @@ def damage_page(path, page):
   """Flips bits of one page of a shard; returns the damage that is found."""
   content = path.read_bytes()
   # From the end on, so that what is hit is the page and not what is before it.
-  for i in reversed(range(0, len(content), 50)):
+  for i in reversed(range(0, min(len(content), 8000), 50)):
     damaged = bytearray(content)
     damaged[i] ^= 255
     path.write_bytes(damaged)

@@ -110,6 +110,25 @@ def test_shards_of_different_pages_are_refused(directory):
     )
 
 
+def test_shards_that_are_packed_differently_make_a_store(directory):
+  documents = make_documents([40, 50, 60])
+  partial = store_writer.begin_store(directory)
+  shards = [
+    store_writer.write_shard(
+      partial / str(i), [document], compression=compression, page_tokens=16
+    )
+    for i, (document, compression) in enumerate(
+      zip(documents, ['none', 'zstd', 'none'], strict=True)
+    )
+  ]
+  store_writer.finish_store(
+    directory, shards, tokenizer_fingerprint='', settings={}
+  )
+  assert [tokens for _, tokens, _ in read_all(DocumentStore(directory))] == [
+    document.tokens.tolist() for document in documents
+  ]
+
+
 def test_manifest_counts_what_is_there(directory):
   write(directory, make_documents([5, 6, 7, 8]), page_tokens=4, shard_tokens=11)
   manifest = json.loads((directory / 'manifest.json').read_text())
