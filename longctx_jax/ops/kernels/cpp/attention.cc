@@ -76,8 +76,9 @@ class Scratch {
   float* next_;
 };
 
-// [count, H] of a head, its rows `row` apart, to [H, kTile] times `factor`;
-// 0 where there is no query.
+// [count, H] of a head, its rows `row` apart, to [H, kTile] times `factor`.
+// Lanes without a query are 0: nothing is taken from them, but what was left
+// there by others might be numbers that are slow to compute with.
 void Turn(const float* from, int64_t row, int count, int H, float factor,
           float* to) {
   if (count < kTile) std::fill_n(to, H * kTile, 0.0f);
@@ -246,9 +247,7 @@ ffi::Error Backward(ffi::ThreadPool pool, float scale, Floats q, Floats k,
       Gather(own_q, N * H, count, H, q_rows);
       Gather(own_d_out, N * H, count, H, d_out_rows);
       std::fill_n(dq_turned, H * kTile, 0.0f);
-      // Where there is no query, a log-sum-exp that leaves no weight.
-      alignas(Vector) float lse2[kTile], deltas[kTile] = {};
-      std::fill_n(lse2, kTile, -kMasked);
+      alignas(Vector) float lse2[kTile] = {}, deltas[kTile] = {};
       for (int t = 0; t < count; ++t) {
         lse2[t] = lse.typed_data()[at + t * N] * kLog2E;
         deltas[t] = delta.typed_data()[at + t * N];
