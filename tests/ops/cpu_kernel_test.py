@@ -299,7 +299,8 @@ def test_without_a_compiler_it_says_so_and_xla_attends(tmp_path):
 
 
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(tmp_path):
-  cxx = compiler(tmp_path, 'echo "x.cc:1: error: too old" >&2; exit 3')
+  says = 'echo In x.cc: >&2; echo "x.cc:1: error: too old" >&2'
+  cxx = compiler(tmp_path, f'{says}; exit 3')
   told = in_a_process(tmp_path, ['-c', TELL], CXX=cxx)
   says = f'cannot compile it by {cxx} (x.cc:1: error: too old)\n'
   assert told.stdout == says
