@@ -127,7 +127,7 @@ def convert(
     partial.mkdir(parents=True)
     try:
       if tokenizer:
-        _copy_files(Path(tokenizer), partial, _TOKENIZER_FILES)
+        _copy_tokenizer(Path(tokenizer), partial)
       else:
         original.write_tokenizer(partial)
       check_vocabulary(load_tokenizer(partial), model, source)
@@ -236,7 +236,7 @@ def _from_folder(path: Path) -> _Original:
   return _Original(
     opened.architecture,
     opened.tensors,
-    lambda folder: _copy_files(path, folder, _TOKENIZER_FILES),
+    lambda folder: _copy_tokenizer(path, folder),
     read_json_object(path / 'config.json').get('bos_token_id'),
   )
 
@@ -273,6 +273,11 @@ def _from_run(workdir: Path, name: str) -> _Original:
     write_tokenizer,
     tokenizer.bos_id,
   )
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+  load_tokenizer(source)  # what is wrong is named where it is, not in the copy
+  _copy_files(source, folder, _TOKENIZER_FILES)
 
 
 def _copy_files(source: Path, folder: Path, names) -> None:

@@ -18,6 +18,7 @@ from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.jinja_chat import read_jinja_chat
 from longctx_jax.data.pipeline import DataState
+from longctx_jax.data.tokenizer import TokenizerError
 from longctx_jax.data.tokenizer_files import load_tokenizer
 from longctx_jax.sharding import make_mesh
 from longctx_jax.train_step import init_state
@@ -228,6 +229,17 @@ def test_nothing_half_written_is_left(make_folder, tmp_path, kwargs, message):
   with pytest.raises(WeightsError, match=message):
     convert(source, tmp_path / 'out', **kwargs)
   assert names(tmp_path) == there
+
+
+def test_a_bad_tokenizer_is_named_where_it_is(make_folder, tmp_path):
+  folder, other = make_folder(), tmp_path / 'other'
+  other.mkdir()
+  with pytest.raises(TokenizerError, match=r'/other holds neither'):
+    convert(str(folder), tmp_path / 'out', tokenizer=str(other))
+  (folder / 'tokenizer.json').write_text('{')
+  with pytest.raises(TokenizerError, match=r'/llama/tokenizer\.json is not'):
+    convert(str(folder), tmp_path / 'out')
+  assert names(tmp_path) == ['llama', 'other']
 
 
 def test_what_is_there_is_not_written_over(make_folder, tmp_path):
