@@ -192,4 +192,5 @@ def _load_one(entry: Entry, model, tensors, mesh, layer) -> jax.Array:
     make = part
     if entry.in_layers:
       spec = jax.P(*spec[1:])
-  return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), make)
+  x = jax.make_array_from_callback(shape, NamedSharding(mesh, spec), make)
+  return x.block_until_ready()  # else the next is read while this is copied
