@@ -49,6 +49,7 @@ class DocumentStore:
     lengths: tokens of each document, int64 [number of documents].
     domain_ids: domain of each document, an index into domain_names.
     domain_names: names of domains, in order.
+    is_compressed: whether records are, or may be.
     settings: what the documents were made from.
     accounts: what became of the documents of each domain, if that was counted.
     fingerprint: 12 hex digits that change with any document.
@@ -162,6 +163,7 @@ class DocumentStore:
     self._offsets = np.asarray(index.offsets)
     self._checksums = np.asarray(index.checksums)
     self._places = None if index.places is None else np.asarray(index.places)
+    self.is_compressed = self._places is None
     self.lengths = np.diff(self._offsets)
     self._page_tokens, self._shards = index.page_tokens, index.shards
     self._first_documents, self._first_tokens, self._first_records = (
