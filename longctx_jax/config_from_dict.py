@@ -49,7 +49,10 @@ def fill_defaults(cls: type, config: Any) -> None:
     if field.name in config:
       _fill(types_of[field.name], config[field.name])
     elif field.default is not dataclasses.MISSING:
-      config[field.name] = field.default
+      value = field.default
+      if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
+      config[field.name] = value
 
 
 def _fill(kind, value):

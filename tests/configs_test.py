@@ -12,7 +12,11 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import common
 from longctx_jax import sharding
-from longctx_jax.config import StageConfig, stages_from_recipe
+from longctx_jax.config import (
+  StageConfig,
+  add_defaults,
+  stages_from_recipe,
+)
 from longctx_jax.config_from_dict import from_config_dict
 from longctx_jax.corpus_config import DocumentFilters, TextSource
 from longctx_jax.data.pipeline import BatchSource
@@ -174,6 +178,15 @@ def test_sources_to_replace_have_every_field_and_its_default(path, option):
     )
     assert set(source) == {f.name for f in dataclasses.fields(TextSource)}
   assert DocumentFilters(**corpus.filters.to_dict()) == DocumentFilters()
+
+
+@pytest.mark.parametrize('path', FILES, ids=str)
+@pytest.mark.parametrize('option', ['', ':tiny'])
+def test_defaults_that_are_filled_in_change_nothing(path, option):
+  config = load(path, option)
+  expected = stages_of(config)
+  add_defaults(config)
+  assert stages_of(config) == expected
 
 
 def test_options_of_rows_are_flags():
