@@ -23,11 +23,12 @@ from longctx_jax.array_types import typed
 from longctx_jax.config import ModelConfig, RopeConfig
 from longctx_jax.model import Block, RMSNorm
 from longctx_jax.ops import cache_attention
-from longctx_jax.ops.cache_attention import CacheKernel, LayerCache
+from longctx_jax.ops.cache_attention import LayerCache
 from longctx_jax.ops.context_parallel import ContextParallel
 from longctx_jax.ops.kernels.choice import (
+  Choice,
   cache_kernel_of,
-  choose_kernel,
+  choose_cache_kernel,
   facts_of,
 )
 
@@ -72,13 +73,14 @@ class CachedModel(NamedTuple):
   ) -> tuple[Float[Array, 'B C D'], Cache]:
     """Final hidden states of tokens at start, start + 1, ... of every row."""
     positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    kernel = cache_kernel_of(self.prompt_kernel().name)
     return self._run(
       params,
       cache,
       tokens,
       jnp.broadcast_to(positions[None], tokens.shape),
       functools.partial(
-        cache_attention.attend_chunk, start=start, kernel=self._kernel()
+        cache_attention.attend_chunk, start=start, kernel=kernel
       ),
       P(sharding.BATCH_SPEC[0], 'context', None),
     )
@@ -114,7 +116,8 @@ class CachedModel(NamedTuple):
       subscripts, x, params[kernel], preferred_element_type=jnp.float32
     )
 
-  def _kernel(self) -> CacheKernel | None:
+  def prompt_kernel(self) -> Choice:
+    """The kernel that attends in `read_chunk`, and why."""
     config = self.config
     facts = facts_of(
       ContextParallel(self.mesh),
@@ -122,8 +125,7 @@ class CachedModel(NamedTuple):
       head_dim=config.head_dim,
       dtype=config.compute_dtype,
     )
-    choice = choose_kernel(config.attention_kernel, facts)
-    return cache_kernel_of(choice.name, facts)
+    return choose_cache_kernel(config.attention_kernel, facts)
 
   def _run(self, params, cache, tokens, positions, attend, x_spec):
     block_graph, norm_graph = _graphs(self.config, self.rope)

@@ -5,6 +5,7 @@ the device. A row's random numbers depend on the seed, its index among the
 prompts and the step, not on what else is in its batch.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +30,8 @@ from longctx_jax.sampling import Sampling
 from longctx_jax.text_stream import TextStream
 
 GREEDY = Sampling()
+
+_logger = logging.getLogger(__name__)
 
 
 class PromptError(ValueError):
@@ -96,6 +99,8 @@ class Generator:
       mesh = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     sharding.check_model_divides(config, mesh)
     self._model = CachedModel(config, rope, mesh)
+    choice = self._model.prompt_kernel()
+    _logger.info('prompts: kernel %r (%s)', choice.name, choice.reason)
     if 'layers' not in params:
       params = layers_apart(params, config, mesh)
     self._params = params

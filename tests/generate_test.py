@@ -1,6 +1,7 @@
 """Continuing prompts: batches, devices, stops, streams, compilations."""
 
 import dataclasses
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,13 @@ def test_greedy_tokens_are_those_of_full_forward_passes(
     assert len(tokens) == NEW
     assert stopped_by == 'length'
     assert_greedy(prompt, tokens, tokenizer.vocab_size)
+
+
+def test_the_log_says_what_reads_prompts_and_why(caplog):
+  xla = dataclasses.replace(CONFIG, attention_kernel='xla')
+  with caplog.at_level(logging.INFO):
+    Generator(xla, ROPE, PARAMS, **SIZES)
+  assert "prompts: kernel 'xla' (the config names it)" in caplog.messages
 
 
 def test_the_cache_has_room_for_what_a_chunk_is_longer_than_its_prompt():

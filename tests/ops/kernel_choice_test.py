@@ -15,6 +15,7 @@ from longctx_jax.ops.kernels.choice import (
   Facts,
   KernelName,
   cache_kernel_of,
+  choose_cache_kernel,
   choose_kernel,
   facts_of,
   kernel_of,
@@ -110,11 +111,19 @@ def test_names_are_of_kernels_and_the_config_knows_them():
 
 def test_prompts_are_read_by_the_kernel_for_cpus_where_it_fits():
   facts = CPU._replace(dtype='float32')
-  assert cache_kernel_of('cpp', facts) is cpu.attend_cache
-  assert cache_kernel_of('xla', facts) is None
-  # A cache is not copied to be cast or filled up.
-  assert cache_kernel_of('cpp', CPU) is None
-  assert cache_kernel_of('cpp', facts._replace(head_dim=8)) is None
+  for wanted, seen, name, reason in (
+    ('auto', facts, 'cpp', "it is for 'cpu'"),
+    ('xla', facts, 'xla', 'the config names it'),
+    ('auto', facts._replace(cpp_problem='no'), 'xla', "'cpp' no"),
+    ('auto', CPU, 'xla', 'float32, got bfloat16'),
+    ('auto', facts._replace(head_dim=8), 'xla', 'multiple of 16, got 8'),
+    ('auto', TPU, 'xla', "'pallas' reads no caches"),
+  ):
+    choice = choose_cache_kernel(wanted, seen)
+    assert choice.name == name
+    assert reason in choice.reason
+  assert cache_kernel_of('cpp') is cpu.attend_cache
+  assert cache_kernel_of('xla') is None
 
 
 @pytest.mark.parametrize(

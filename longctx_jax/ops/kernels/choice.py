@@ -79,11 +79,28 @@ def kernel_of(name: str) -> blockwise.TileKernel | WholeRowKernel:
   return kernels[name]
 
 
-def cache_kernel_of(name: str, facts: Facts) -> CacheKernel | None:
-  """Of the kernel that was chosen, what reads prompts; None is XLA."""
-  if name != 'cpp' or facts.dtype != 'float32' or facts.head_dim % cpu.LANES:
-    return None
-  return cpu.attend_cache
+def choose_cache_kernel(wanted: KernelName, facts: Facts) -> Choice:
+  """What reads prompts to a cache: the kernel for CPUs where it can, or XLA.
+
+  A cache is not copied to be cast or filled up.
+  """
+  choice = choose_kernel(wanted, facts)
+  if choice.name not in ('cpp', 'xla'):
+    return Choice('xla', f'{choice.name!r} reads no caches')
+  if choice.name == 'cpp' and facts.dtype != 'float32':
+    return Choice('xla', f"'cpp' needs a cache of float32, got {facts.dtype}")
+  if choice.name == 'cpp' and facts.head_dim % cpu.LANES:
+    return Choice(
+      'xla',
+      f"'cpp' needs a head_dim that is a multiple of {cpu.LANES}, got"
+      f' {facts.head_dim}',
+    )
+  return choice
+
+
+def cache_kernel_of(name: str) -> CacheKernel | None:
+  """The kernel that `choose_cache_kernel` named; None is XLA."""
+  return cpu.attend_cache if name == 'cpp' else None
 
 
 def _against_cpp(facts):
