@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from longctx_jax import sharding
+from longctx_jax import train as train_loop
 from longctx_jax.checkpoint import Checkpoints
 from longctx_jax.config import ConfigError
 from longctx_jax.data.pipeline import BatchSource, DataState, make_pipeline
@@ -113,6 +114,29 @@ def test_training_does_not_depend_on_the_slices(corpus, tmp_path):
   for name in ('loss', 'grad_norm', 'tokens', 'attention_tile_share'):
     one, two = ([m[name] for m in found[n]] for n in (1, 2))
     np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+def test_a_batch_is_on_the_devices_before_the_step_before_is_waited_for(
+  corpus, tmp_path, monkeypatch
+):
+  config = small.stage_config(checkpoint={'every_steps': 4})
+  happened = []
+
+  def note(name):
+    run = getattr(train_loop, name)
+
+    def noted(*args):
+      happened.append(name)
+      return run(*args)
+
+    monkeypatch.setattr(train_loop, name, noted)
+
+  put, read = 'put_batch', '_check_finite'  # which reads the metrics
+  note(put)
+  note(read)
+  train(config, corpus, tmp_path, one_device(config))
+  # The last one is read before it is saved.
+  assert happened == [put, put, read, put, read, put, read, read]
 
 
 def test_two_and_two_steps_equal_four_bit_for_bit(corpus, tmp_path):
