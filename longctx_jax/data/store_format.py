@@ -50,8 +50,8 @@ WRITER_OPTIONS = {
 # Tokens of a page. Rows of short documents read a page or two for each of them.
 # ours: by benchmarks/store.py on tokenised source code, a compressed page of
 # 4096, 8192, 16,384 tokens is read in 21, 32, 57 us and takes 1.04, 1.00, 0.95
-# bytes a token. Uncompressed ones of 2048, 4096, 8192 tokens gave slices of
-# documents of 1900 tokens on average at 380M, 335M, 260M tokens a second.
+# bytes a token. Of uncompressed ones, the shorter the page, the less is read
+# beside a short document; in a prototype 2048 tokens beat 4096 and 8192.
 PAGE_TOKENS = {'none': 2048, 'zstd': 8192}
 # ours: 1024 names are about 40 KB before compression, a few pages' worth.
 NAMES_PER_RECORD = 1024
