@@ -8,12 +8,16 @@ import zlib
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import (
+  ArrayRecordReader,
+  ArrayRecordWriter,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longctx_jax.data.counts import Counts
 from longctx_jax.data.store import DocumentStore
-from longctx_jax.data.store_format import StoreError
+from longctx_jax.data.store_format import WRITER_OPTIONS, StoreError
 from longctx_jax.data.store_verify import verify_store
 from tests.data.stored_documents import (
   COMPRESSIONS,
@@ -200,6 +204,49 @@ def test_a_slice_is_read_though_other_pages_are_damaged(directory, compression):
   for start, stop in ((0, 401), (499, 500), (0, 1000)):
     with pytest.raises(StoreError, match=f'{SHARD}: document 0 .*record 4'):
       store.read(0, start, stop)
+
+
+@pytest.mark.parametrize('compression', COMPRESSIONS)
+def test_a_shard_without_one_of_its_pages_is_named(directory, compression):
+  # A whole file of ArrayRecord's, and as long: it is filled up with zeros.
+  documents = make_documents([10] * 6)
+  write(directory, documents, page_tokens=10, compression=compression)
+  path = directory / SHARD
+  reader = ArrayRecordReader(str(path))
+  records, num_bytes = reader.read_all(), path.stat().st_size
+  reader.close()
+  del records[2]
+  writer = ArrayRecordWriter(str(path), WRITER_OPTIONS[compression])
+  for record in records:
+    writer.write(record)
+  writer.close()
+  assert path.stat().st_size == num_bytes
+  with pytest.raises(StoreError, match=f'{SHARD} .* 6 records, and 7 were'):
+    DocumentStore(directory)
+  (damage,) = verify_store(directory).damage
+  assert damage[:3] == (path, None, range(6))
+
+
+@pytest.mark.parametrize('compression', COMPRESSIONS)
+def test_a_hole_of_a_shard_takes_the_documents_in_it(directory, compression):
+  # What a copy that was cut short may leave: pages are missing, bytes are not.
+  lengths = [100_000] * 8
+  documents = make_documents(lengths)
+  write(directory, documents, compression=compression)
+  path = directory / SHARD
+  content = bytearray(path.read_bytes())
+  content[1_000_000:1_200_000] = bytes(200_000)
+  path.write_bytes(content)
+  lost = verify_store(directory).damaged_documents()
+  assert 1 <= len(lost) <= 3
+  store = DocumentStore(directory)
+  for i, document in enumerate(documents):
+    if i in lost:
+      with pytest.raises(StoreError, match=f'{SHARD}: document {i} .*record'):
+        store.read(i, 0, lengths[i])
+    else:
+      tokens, _ = store.read(i, 0, lengths[i])
+      np.testing.assert_array_equal(tokens, document.tokens)
 
 
 def test_every_document_of_a_damaged_page_is_listed(directory):
