@@ -42,7 +42,8 @@ _PAGES_TOGETHER = 1024
 class DocumentStore:
   """Random access to a store; may be pickled, and shared by threads.
 
-  A child may go on using it after a fork, if no thread is reading just then.
+  A child may go on using it after a fork, if no thread is reading compressed
+  records just then: ArrayRecord's locks would be taken for ever in the child.
 
   Attributes:
     directory: where it lies.
