@@ -109,7 +109,9 @@ class Predictor:
     parallel = split_of_rows(self._model, self._split, self._mesh, T)
     graph = model_graph(self._model, self._rope, parallel)
     layout = parallel.layout, parallel.num_shards
-    batch_size = max(self._batch_tokens // T, 1)
+    # A power of two, for the same reason, where there are only few.
+    fewest = 1 << (len(rows) - 1).bit_length()
+    batch_size = max(min(self._batch_tokens // T, fewest), 1)
     batch_size += -batch_size % parallel.row_shards
     for first in range(0, len(rows), batch_size):
       group = rows[first : first + batch_size]

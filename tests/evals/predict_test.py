@@ -10,6 +10,7 @@ from flax import nnx
 
 from longctx_jax import sharding
 from longctx_jax.config import MeshConfig
+from longctx_jax.evals import predict
 from longctx_jax.evals.predict import Predictor, split_of_rows
 from longctx_jax.model import Transformer, model_graph
 from tests import small
@@ -118,7 +119,7 @@ def test_rows_and_context_spread_over_devices_are_the_same(
     ).layout
     == layout
   )
-  spread = Predictor.of_stage(config, params, mesh)
+  spread = Predictor.of_stage(CONFIG, params, mesh)
   check_equal(spread.rows(rows), predictor.rows(rows))
 
 
@@ -129,3 +130,20 @@ def test_rows_whose_chunks_are_shorter_than_a_block_stay_in_order():
     for T in (16, 32, 64)
   ]
   assert layouts == ['contiguous', 'zigzag', 'zigzag']
+
+
+@pytest.mark.parametrize(
+  ('num_rows', 'batches'), [(1, [1]), (3, [4]), (4, [4]), (9, [8, 8])]
+)
+def test_few_rows_are_not_padded_to_a_whole_batch(
+  params, monkeypatch, num_rows, batches
+):
+  # Batches of eight rows of 16 tokens, if there are as many.
+  padded, pad = [], predict._pad_rows
+  monkeypatch.setattr(
+    predict, '_pad_rows', lambda *args: padded.append(args[1]) or pad(*args)
+  )
+  rows = [np.arange(16, dtype=np.int32)] * num_rows
+  found = Predictor.of_stage(CONFIG, params, mesh_of(1)).rows(rows)
+  assert len(list(found)) == num_rows
+  assert padded == batches
