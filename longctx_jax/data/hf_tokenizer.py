@@ -95,7 +95,7 @@ class HuggingFaceTokenizer:
     return self.encode_batch([text])[0]
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """`encode` of each text, on several cores."""
+    """`encode` of each text, in as many threads as `THREADS` says."""
     batch = []
     for text, encoding in zip(texts, self._encoded(texts), strict=True):
       ids = np.asarray(encoding.ids, np.int32)

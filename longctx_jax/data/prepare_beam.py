@@ -25,6 +25,7 @@ from types import ModuleType
 
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data.prepare_pipeline import Runner
+from longctx_jax.data.tokenizer import THREADS
 from longctx_jax.progress import Progress
 
 LOCAL = 'DirectRunner'
@@ -74,7 +75,7 @@ def beam_runner(runner: str, options: Sequence[str] = ()) -> Runner:
     watcher.start()
     try:
       if runner == LOCAL:
-        _run_here(run_pipeline)
+        _run_here(run_pipeline, _num_workers(beam, options))
       else:
         run_pipeline()
     finally:
@@ -84,7 +85,12 @@ def beam_runner(runner: str, options: Sequence[str] = ()) -> Runner:
   return run
 
 
-def _run_here(run_pipeline):
+def _num_workers(beam, options) -> int:
+  direct = beam.options.pipeline_options.DirectOptions
+  return options.view_as(direct).direct_num_workers or os.cpu_count()
+
+
+def _run_here(run_pipeline, num_workers):
   """Runs a pipeline on this machine's cores.
 
   Beam's own local runner waits forever for a process that was killed: here each
@@ -97,7 +103,8 @@ def _run_here(run_pipeline):
 
   def run():
     try:
-      result.set_result(run_pipeline(_local_runner(pids, last_word)))
+      local = _local_runner(pids, last_word, num_workers)
+      result.set_result(run_pipeline(local))
     except BaseException as error:
       result.set_exception(error)
 
@@ -135,16 +142,18 @@ def _without_grpc(args):
     threading.__excepthook__(args)
 
 
-def _local_runner(pids, last_word):
+def _local_runner(pids, last_word, num_workers):
   # Not `DirectRunner`, which may choose Prism, a program that it downloads.
   portability = 'apache_beam.runners.portability'
   fn_runner = importlib.import_module(f'{portability}.fn_api_runner.fn_runner')
   environments = importlib.import_module('apache_beam.transforms.environments')
   pids, last_word = shlex.quote(str(pids)), shlex.quote(str(last_word))
-  # A process for each core, as Python's threads would take turns; what they log
-  # at length about themselves is kept out of sight.
+  # Processes, as Python's threads would take turns. Each tokenises in as many
+  # threads as there are cores for it: more of them took a sixth more.
+  num_threads = max(os.cpu_count() // num_workers, 1)
+  # What workers log at length about themselves is kept out of sight.
   command = (
-    f'({shlex.quote(sys.executable)} -m'
+    f'({THREADS}=${{{THREADS}:-{num_threads}}} {shlex.quote(sys.executable)} -m'
     ' apache_beam.runners.worker.sdk_worker_main &'
     f' echo $! >> {pids}; wait $! || echo $? > {last_word}) 2>/dev/null'
   )

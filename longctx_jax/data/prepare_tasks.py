@@ -25,8 +25,9 @@ from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data.parts import PART_BYTES, Part
 from longctx_jax.data.readers import ONE_PER_PART, list_parts
 
-# ours: a minute or less of tokenising on one core is lost by a kill.
-TASK_BYTES = PART_BYTES
+# ours: seconds of tokenising, so that a few hundred MB keep many cores busy to
+# the end; tasks are larger where there would be more than MAX_TASKS.
+TASK_BYTES = 16 << 20
 # ours: both stores' shards stay within 1024, the usual limit of open files.
 MAX_TASKS = 256
 # ours: about what a package or module has; nobody looks beforehand.

@@ -18,6 +18,7 @@ from longctx_jax.data.tokenizer import (
   TokenizerError,
   encode_without_control,
   fingerprint_of,
+  num_threads,
   read_model,
 )
 
@@ -101,10 +102,10 @@ class SentencePieceTokenizer:
     return np.asarray(ids, np.int32)
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """`encode` of each text, on several cores."""
+    """`encode` of each text, in as many threads as `THREADS` says."""
     parts = [self._parts(text) for text in texts]
     flat = [part for of_text in parts for part in of_text]
-    encoded = iter(self._processor.encode(flat, num_threads=-1))
+    encoded = iter(self._processor.encode(flat, num_threads=num_threads()))
     batch = []
     for text, of_text in zip(texts, parts, strict=True):
       ids = self._joined([next(encoded) for _ in of_text])

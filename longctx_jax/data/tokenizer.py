@@ -8,11 +8,16 @@ opened by `tokenizer_files.load_tokenizer`.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+
+# Threads of `encode_batch`; by default as many as there are cores. The
+# tokenizers library obeys it, and so do SentencePiece models here.
+THREADS = 'RAYON_NUM_THREADS'
 
 
 class TokenizerError(ValueError):
@@ -39,7 +44,7 @@ class Tokenizer(Protocol):
     """Ids of `text` [T] int32; no control symbol is among them."""
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """`encode` of each text, on several cores."""
+    """`encode` of each text, in as many threads as `THREADS` says."""
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """The text of `ids`; control symbols give nothing."""
@@ -53,6 +58,13 @@ def read_model(path: Path | str) -> bytes:
     raise TokenizerError(
       f'cannot read the tokenizer {path}: {error.strerror}'
     ) from error
+
+
+def num_threads() -> int:
+  """What `THREADS` says, or -1: as many as there are cores."""
+  number = os.environ.get(THREADS, '')
+  # As Rayon reads it.
+  return int(number) if number.isdecimal() and int(number) else -1
 
 
 def encode_without_control(

@@ -1,5 +1,6 @@
 """Apache Beam runs the same tasks to the same bytes, and errors come back."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from longctx_jax.config import ConfigError
 from longctx_jax.data.prepare_beam import beam_runner
 from longctx_jax.data.prepare_pipeline import prepare_at_scale
+from longctx_jax.progress import Progress
 from tests.architecture_test import ROOT
 from tests.data.large_corpus import (
   PREPARE,
@@ -96,6 +98,27 @@ def test_an_error_in_a_worker_is_the_one_of_the_plain_loop(texts, tmp_path):
     errors.append(str(raised.value))
   assert errors[0] == errors[1]
   assert '\n' not in errors[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('num_workers', 'given', 'expected'), [(1, '', 4), (3, '', 1), (1, '2', 2)]
+)
+def test_workers_share_the_cores(
+  tmp_path, monkeypatch, num_workers, given, expected
+):
+  pytest.importorskip('apache_beam')
+  monkeypatch.setattr(os, 'cpu_count', lambda: 4)
+  monkeypatch.setenv('RAYON_NUM_THREADS', given)
+
+  def step(number):
+    found = os.environ['RAYON_NUM_THREADS']
+    (tmp_path / str(number)).write_text(found)
+
+  run = beam_runner('DirectRunner', [f'direct_num_workers={num_workers}'])
+  run(step, range(3), lambda: 0, Progress('corpus', 3))
+  found = {int(path.read_text()) for path in tmp_path.iterdir()}
+  assert found == {expected}
 
 
 KILLED = """

@@ -52,6 +52,24 @@ def test_any_text_round_trips_exactly(tokenizer, text):
   assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.parametrize(
+  ('given', 'expected'), [('3', 3), ('0', -1), ('', -1), ('many', -1)]
+)
+def test_a_batch_takes_as_many_threads_as_it_may(
+  tokenizer, monkeypatch, given, expected
+):
+  asked = []
+
+  def encode(self, texts, num_threads):
+    asked.append(num_threads)
+    return [[]] * len(texts)
+
+  monkeypatch.setenv('RAYON_NUM_THREADS', given)
+  monkeypatch.setattr(sentencepiece.SentencePieceProcessor, 'encode', encode)
+  tokenizer.encode_batch(['a', 'b'])
+  assert asked == [expected]
+
+
 @given(
   st.lists(
     st.sampled_from(
