@@ -59,7 +59,7 @@ print(made.documents.lengths.sum() + made.heldout.lengths.sum())
   + """
 from longctx_jax.data.prepare_beam import beam_runner
 run = beam_runner('DirectRunner', ['direct_num_workers=' + num_cores])
-made = prepare_at_scale(config, out, seed=0, run=run, task_bytes=8 << 20)
+made = prepare_at_scale(config, out, seed=0, run=run)
 print(made.documents.lengths.sum() + made.heldout.lengths.sum())
 """,
   'datasets.map': """
