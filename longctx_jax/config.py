@@ -109,6 +109,15 @@ class RopeConfig:
         f' before stretching, got {self.original_len}'
       )
 
+  def __str__(self) -> str:
+    """What is not as it is by default, for people to read."""
+    told = (
+      (field.name, getattr(self, field.name))
+      for field in dataclasses.fields(self)
+      if getattr(self, field.name) != field.default
+    )
+    return ', '.join(f'{name} {value}' for name, value in told)
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:

@@ -246,13 +246,8 @@ def _asked_as(name, loaded, evaluation) -> dict[str, Any]:
 
 
 def _about(loaded, prompter) -> str:
-  rope = ', '.join(
-    f'{field} {value}'
-    for field, value in dataclasses.asdict(loaded.rope).items()
-    if value != getattr(type(loaded.rope), field, None)
-  )
   chat = 'its chat template' if len(prompter.after) else 'no chat template'
   return (
-    f'Made for {loaded.max_len:,} tokens; RoPE {rope}; asked with {chat},'
-    f' greedily, in {loaded.model.compute_dtype}.'
+    f'Made for {loaded.max_len:,} tokens; RoPE {loaded.rope}; asked with'
+    f' {chat}, greedily, in {loaded.model.compute_dtype}.'
   )

@@ -139,7 +139,7 @@ def load_model(
   new_rope = scale_rope(old_rope, rope or {}, max_len)
   if new_rope != old_rope:
     max_len = round(max_len * new_rope.factor / old_rope.factor)
-    _logger.info('RoPE: %s; untrained', new_rope)
+    _logger.info('RoPE, untrained: %s', new_rope)
   return LoadedModel(str(path), model, new_rope, tensors, *others, max_len)
 
 

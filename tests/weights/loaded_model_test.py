@@ -67,11 +67,16 @@ def test_half_a_scaling_is_refused(changes, message):
     scale_rope(PLAIN, changes, 64)
 
 
-def test_a_scaled_model_is_made_for_longer_texts(folder):
+def test_a_scaled_model_is_made_for_longer_texts(folder, caplog):
+  caplog.set_level('INFO', 'longctx_jax')
   assert load_model(str(folder)).max_len == 64
+  assert not caplog.messages
   scaled = load_model(str(folder), rope={'scaling': 'ntk', 'factor': 2.0})
   assert scaled.max_len == 128
   assert scaled.rope == RopeConfig(1e4, scaling='ntk', factor=2.0)
+  assert caplog.messages == [
+    'RoPE, untrained: base 10000.0, scaling ntk, factor 2.0'
+  ]
 
 
 def test_prompts_are_chats_or_texts_with_their_begin(folder):
