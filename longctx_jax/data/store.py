@@ -42,8 +42,9 @@ _PAGES_TOGETHER = 1024
 class DocumentStore:
   """Random access to a store; may be pickled, and shared by threads.
 
-  A child may go on using it after a fork, if no thread is reading compressed
-  records just then: ArrayRecord's locks would be taken for ever in the child.
+  A forked child may go on using it if it is uncompressed. To read compressed
+  records ArrayRecord has locks and threads of its own, and a lock that one of
+  them holds at the fork is taken for ever in the child: that is refused.
 
   Attributes:
     directory: where it lies.
@@ -275,6 +276,12 @@ class DocumentStore:
   def _records(self, shards, records, documents):
     """`_record` of each; those that are not in the cache are read together."""
     if self._pid != os.getpid():
+      if self.is_compressed:
+        raise StoreError(
+          f'{self.directory} is compressed and was opened before a fork, after'
+          ' which ArrayRecord may wait for ever: start processes by spawn, or'
+          ' prepare the corpus with corpus.compression=none'
+        )
       # A thread that held the lock does not exist in a forked child.
       self._start_cache()
     keys = (self._first_records[shards] + records).tolist()
