@@ -1,15 +1,25 @@
 """Which source serves example i: a pure function of (seed, i).
 
-Examples come in blocks. By the end of each block every source has served its
-share of all examples so far, rounded up or down to a whole one; inside a block
-the order is a seeded shuffle. So any example can be asked for first.
+Examples come in blocks, so that any of them can be asked for first. By the end
+of each block every source has served its share of all examples so far, rounded
+up or down to a whole one. Rounding each share by itself would let a small
+source's count fall back again. What is rounded up is therefore what falls due
+first, which keeps every count within one of its share for any weights, also for
+changing ones (R. Tijdeman, The chairman assignment problem, Discrete
+Mathematics 32, 1980).
 
-Rounding each share by itself would let a small source's count fall back again.
-What is rounded up is therefore what falls due first, which keeps every count
-within one of its share for any weights, also for changing ones (R. Tijdeman,
-The chairman assignment problem, Discrete Mathematics 32, 1980).
+Inside a block the same holds from example to example: each source's examples
+have equal stretches of the block, and of those whose stretch has begun the one
+whose stretch ends first is next (S. Baruah et al., Proportionate progress,
+Algorithmica 15, 1996, for one processor). What is left open is drawn:
+
+    a, half      [a    ][a    ][a    ][a    ]      stretches
+    b, a quarter [b          ][b            ]
+    c, a quarter [c          ][c            ]
+                 a  c   a  b   b  a   a  c         an order
 """
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +27,8 @@ import numpy as np
 
 # ours: about a global batch of long rows.
 BLOCK_LEN = 128
+# Changes with the order of examples, which a run that is resumed must not.
+ORDER = 2
 # A share this close to a whole number is one: sums of weights are inexact.
 _WHOLE = 1e-6
 
@@ -73,7 +85,11 @@ class WeightCurve:
 
 
 class Mixture:
-  """Weighted choice among sources, exact in every block."""
+  """Weighted choice among sources, exact in every window of examples.
+
+  At any place of a block, each source has served its share of the block's
+  examples to within one, and of all before, if weights stay, to within two.
+  """
 
   def __init__(
     self,
@@ -87,7 +103,7 @@ class Mixture:
 
     Args:
       weights: those of example 0.
-      seed: of the order inside the blocks.
+      seed: of what the weights leave open.
       num_examples: how many there are; more of them change none.
       later: (example, weights of all sources); linear in between.
 
@@ -133,15 +149,41 @@ class Mixture:
 
   def _order(self, block):
     # Examples are asked for one after the other; a thread that comes between
-    # two of them costs a shuffle, for what is kept is replaced as one.
+    # two of them costs an order, for what is kept is replaced as one.
     latest, order = self._latest
     if latest == block:
       return order
     counts = self._served[block + 1] - self._served[block]
-    order = np.repeat(np.arange(len(self.names)), counts)
-    np.random.default_rng((self._seed, block)).shuffle(order)
+    order = _spread(counts, np.random.default_rng((self._seed, block)))
     self._latest = block, order
     return order
+
+
+def _spread(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """An order of `counts` examples of each source, as even as can be.
+
+  Each count before any place differs from its share by less than one.
+  """
+  length = int(counts.sum())
+  # Example k of a source with n of N: its stretch is [k N / n, (k + 1) N / n),
+  # in whole places.
+  sources = np.repeat(np.arange(len(counts)), counts)
+  n = counts[sources]
+  k = np.arange(length) - np.repeat(np.cumsum(counts) - counts, counts)
+  begins, ends = k * length // n, -(-(k + 1) * length // n)
+  by_begin = np.argsort(begins, kind='stable')
+  # Ties are drawn.
+  open_, order, next_ = [], [], 0
+  draws = rng.random(length).tolist()
+  begins, ends, sources = (
+    x[by_begin].tolist() for x in (begins, ends, sources)
+  )
+  for place in range(length):
+    while next_ < length and begins[next_] <= place:
+      heapq.heappush(open_, (ends[next_], draws[next_], sources[next_]))
+      next_ += 1
+    order.append(heapq.heappop(open_)[2])
+  return np.array(order)
 
 
 def _served_by_block(curve: WeightCurve, num_blocks: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from longctx_jax.batch import Batch, check_segment_ids
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data.batch_fields import batch_fields, empty_batch
 from longctx_jax.data.late_batches import warn_when_late
-from longctx_jax.data.mixture import Mixture
+from longctx_jax.data.mixture import ORDER, Mixture
 from longctx_jax.data.prepare import Corpus
 from longctx_jax.data.row_sources import (
   Origin,
@@ -106,6 +106,7 @@ class BatchSource:
       {
         'data': {k: v for k, v in fields.items() if k not in READING},
         'seed': seed,
+        'order': ORDER,
         'tokenizer': corpus.tokenizer.fingerprint,
         'sources': {n: s.fingerprint for n, s in self._sources.items()},
       },

@@ -1,7 +1,6 @@
 """Mixture: exact shares, no state, no gap in what a source serves."""
 
 import itertools
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -166,15 +165,50 @@ def test_any_example_can_be_asked_for_first():
     mixture.source_of_example(5000)
 
 
-def test_blocks_and_seeds_are_shuffled_each_in_its_own_way():
+def test_what_weights_leave_open_is_drawn_for_each_block_and_seed():
   weights = {'a': 0.5, 'b': 0.5}
   names = [name for name, _ in served(Mixture(weights, 0, 256), 256)]
   first, second = names[:128], names[128:]
   other = [name for name, _ in served(Mixture(weights, 1, 128), 128)]
-  assert Counter(first) == Counter(second) == Counter(other)
   assert len({tuple(first), tuple(second), tuple(other)}) == 3
-  # A shuffle has runs of every length, and round robin has none.
-  assert 30 < sum(x != y for x, y in itertools.pairwise(first)) < 100
+  # Each pair has both, in either order: half of the time the next pair begins
+  # as this one ends.
+  pairs = zip(names[::2], names[1::2], strict=True)
+  assert all({*pair} == {'a', 'b'} for pair in pairs)
+  assert 20 < sum(x == y for x, y in itertools.pairwise(first)) < 44
+
+
+@settings(max_examples=40, deadline=None)
+@given(weight_points(max_later=1), st.integers(0, 9))
+@example(OVERTAKEN, 0)
+@example(constant(1 - 1e-6, 1e-6), 0)
+@example(constant(0.3, 0.25, 0.15, 0.1, 0.1, 0.1), 0)
+def test_every_window_has_its_shares(points, seed):
+  stop = 10 * BLOCK_LEN
+  names = list(points[0][1])
+  numbers = [
+    names.index(n) for n, _ in served(mixture_of(points, seed, stop), stop)
+  ]
+  counts = np.cumsum(np.eye(len(names))[[0, *numbers]], 0)
+  counts -= counts[0]
+  if len(points) == 1:
+    assert np.abs(counts - slow_shares(points, stop)).max() < 2
+  # Inside a block, of what the block has.
+  for block in range(10):
+    part = counts[block * BLOCK_LEN : (block + 1) * BLOCK_LEN + 1]
+    part = part - part[0]
+    shares = np.linspace(0, 1, BLOCK_LEN + 1)[:, None] * part[-1]
+    assert np.abs(part - shares).max() < 1
+
+
+def test_a_batch_has_its_shares():
+  # Those of a source with a quarter of the weight, in batches of 16: shuffled
+  # blocks gave it 0 to 11.
+  mixture = Mixture({'a': 0.6, 'b': 0.25, 'c': 0.15}, 0, 16_000)
+  names = np.array([n for n, _ in served(mixture, 16_000)]).reshape(-1, 16)
+  counts = (names == 'b').sum(axis=1)
+  assert counts.min() >= 3
+  assert counts.max() <= 5
 
 
 @pytest.mark.parametrize('third', [0.333333, 0.3333335])
