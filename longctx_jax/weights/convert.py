@@ -42,6 +42,7 @@ from longctx_jax.weights.model_folder import (
 from longctx_jax.weights.safetensors_files import (
   MAX_PART_BYTES,
   TensorSpec,
+  is_weights_file,
   write_safetensors,
 )
 from longctx_jax.weights.tensor_table import (
@@ -116,14 +117,18 @@ def convert(
     raise WeightsError(f'--out={out} is there already: name another folder')
   if dtype and dtype not in DTYPES:
     raise WeightsError(f'--dtype={dtype}: can be {", ".join(DTYPES)}')
+  partial = out.with_name(out.name + '.partial')
+  for given in (source, tokenizer):
+    path = Path(given).resolve()
+    if given and partial.resolve() in (path, *path.parents):
+      raise WeightsError(f'{given} would be removed: name another --out')
   with _opened(source, stage) as original:
     architecture, tensors = original.architecture, original.tensors
     model = architecture.model
     check_tensors(tensors.shapes, model, tensors.where)
     there = {tensors.dtypes[name].name for name in tensor_shapes(model)}
     dtype = dtype or (there.pop() if len(there) == 1 else 'float32')
-    partial = out.with_name(out.name + '.partial')
-    shutil.rmtree(partial, ignore_errors=True)
+    _clear(partial)
     partial.mkdir(parents=True)
     try:
       if tokenizer:
@@ -147,6 +152,24 @@ def convert(
       partial.rename(out)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
+
+
+def _clear(partial: Path) -> None:
+  """Removes what a `convert` that was killed left, and nothing else."""
+  if not partial.exists():
+    return
+  for path in sorted(partial.iterdir()):
+    if not (path.is_file() and _is_model_file(path.name)):
+      raise WeightsError(
+        f'{path} is in the way, and no file of a model: move it, or name'
+        ' another --out'
+      )
+  shutil.rmtree(partial)
+
+
+def _is_model_file(name: str) -> bool:
+  """Whether `convert` writes files of this name."""
+  return name in ('config.json', *_TOKENIZER_FILES) or is_weights_file(name)
 
 
 def _write_tensors(folder, model, tensors, dtype, max_part_bytes):

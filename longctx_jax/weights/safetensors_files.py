@@ -6,6 +6,7 @@ model.safetensors.index.json        {"weight_map": {name: file}}
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,6 +120,12 @@ def _read_index(path) -> dict[str, str]:
       error
     )
   return index
+
+
+def is_weights_file(name: str) -> bool:
+  """Whether it is one of the files that hold the weights of a folder."""
+  part = re.fullmatch(r'model-\d{5,}-of-\d{5,}\.safetensors', name)
+  return name in (_INDEX, _SINGLE) or part is not None
 
 
 class TensorSpec(NamedTuple):

@@ -252,6 +252,43 @@ def test_what_is_there_is_not_written_over(make_folder, tmp_path):
   assert (tmp_path / 'out/config.json').stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize('part_bytes', [3000, 10**9])
+def test_what_was_left_of_a_killed_convert_is_cleared(
+  make_folder, tmp_path, part_bytes
+):
+  folder = make_folder()
+  (folder / 'special_tokens_map.json').write_text('{}')
+  convert(str(folder), tmp_path / 'out.partial', max_part_bytes=part_bytes)
+  convert(str(folder), tmp_path / 'out')
+  assert names(tmp_path) == ['llama', 'out']
+  assert len(list((tmp_path / 'out').glob('*.safetensors'))) == 1
+
+
+@pytest.mark.parametrize('name', ['thesis.txt', 'config.json/thesis.txt'])
+def test_what_no_convert_left_is_never_removed(make_folder, tmp_path, name):
+  folder = make_folder()
+  own = tmp_path / 'out.partial' / name
+  own.parent.mkdir(parents=True)
+  own.write_text('mine')
+  with pytest.raises(WeightsError, match=r'out\.partial/.* is in the way, and'):
+    convert(str(folder), tmp_path / 'out')
+  assert own.read_text() == 'mine'
+  assert names(tmp_path) == ['llama', 'out.partial']
+
+
+def test_what_is_converted_is_not_removed_for_it(make_folder, tmp_path):
+  folder = make_folder()
+  source = tmp_path / 'out.partial'
+  shutil.copytree(folder, source)
+  for given in (
+    {'source': str(source)},
+    {'source': str(folder), 'tokenizer': str(source / 'tokenizer.json')},
+  ):
+    with pytest.raises(WeightsError, match=r'out\.partial.* would be removed'):
+      convert(out=tmp_path / 'out', **given)
+  assert names(source) == names(folder)
+
+
 def test_the_config_is_one_that_people_can_read(make_folder, tmp_path):
   convert(str(make_folder()), tmp_path / 'out')
   text = (tmp_path / 'out/config.json').read_text()
