@@ -12,6 +12,7 @@ log). What a recipe decides has none: its config file must say it.
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any, Literal
 
 from longctx_jax.config_from_dict import (
@@ -86,6 +87,10 @@ class ModelConfig:
       raise ConfigError(f'head_dim={self.head_dim} must be even for RoPE')
 
 
+# ours: beyond these, frequencies of RoPE are no longer finite numbers above 0.
+_MAX_ROPE, _MIN_RAMP = 1e30, 1e-6
+
+
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
   """Rotary base and scaling; the fields of `ops.rope.rope_frequencies`."""
@@ -101,8 +106,19 @@ class RopeConfig:
 
   def __post_init__(self):
     check_at_least(self, 1, 'factor')
-    if self.base <= 1:
+    if not self.base > 1:
       raise ConfigError(f'base must be above 1, got {self.base}')
+    for name in ('base', 'factor'):
+      if getattr(self, name) > _MAX_ROPE:
+        raise ConfigError(
+          f'{name} must be at most {_MAX_ROPE}, got {getattr(self, name)}'
+        )
+    check_at_least(self, _MIN_RAMP, 'beta_fast', 'beta_slow', 'low_freq_factor')
+    if not self.low_freq_factor < self.high_freq_factor < math.inf:
+      raise ConfigError(
+        f'high_freq_factor must be above low_freq_factor='
+        f'{self.low_freq_factor}, got {self.high_freq_factor}'
+      )
     if self.scaling in ('yarn', 'llama3') and self.original_len < 1:
       raise ConfigError(
         f'scaling={self.scaling} needs original_len, the length'

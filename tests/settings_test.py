@@ -1,6 +1,7 @@
 """Settings that cannot run together, each refused in one line."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -292,6 +293,14 @@ BUCKETS = {**TEXT, 'planner': 'buckets', 'bucket_len': 64}
     ),
     ({'rope__factor': 0.0}, 'rope.factor must be at least 1, got 0.0'),
     ({'rope__base': 0.0}, 'rope.base must be above 1, got 0.0'),
+    ({'rope__base': math.nan}, 'rope.base must be above 1, got nan'),
+    ({'rope__base': math.inf}, 'rope.base must be at most 1e+30, got inf'),
+    ({'rope__factor': math.inf}, 'rope.factor must be at most 1e+30, got inf'),
+    ({'rope__beta_fast': 0.0}, 'rope.beta_fast must be at least 1e-06, got 0'),
+    (
+      {'rope__low_freq_factor': 4.0},
+      'rope.high_freq_factor must be above low_freq_factor=4.0, got 4.0',
+    ),
   ],
 )
 def test_settings_that_cannot_run_are_refused(changes, says):
