@@ -93,10 +93,12 @@ def _parts(folder: Path) -> tuple[list[Path], dict[str, str]]:
       # An index may name any path; what lies outside is not this model's.
       if Path(file).name != file:
         raise WeightsError(
-          f'{folder / _INDEX} names {file}, outside its folder'
+          f'{folder / _INDEX} names {_shortened(file)}, outside its folder'
         )
-      if not (folder / file).is_file():
-        raise WeightsError(f'{folder / _INDEX} names {file}, which is missing')
+      if not _is_file(folder / file):
+        raise WeightsError(
+          f'{folder / _INDEX} names {_shortened(file)}, which is missing'
+        )
     return [folder / file for file in files], index
   if (folder / _SINGLE).is_file():
     return [folder / _SINGLE], {}
@@ -108,6 +110,17 @@ def _parts(folder: Path) -> tuple[list[Path], dict[str, str]]:
     else ''
   )
   raise WeightsError(f'{folder} holds no {_SINGLE} and no {_INDEX}{advice}')
+
+
+def _is_file(path) -> bool:
+  try:
+    return path.is_file()
+  except (OSError, ValueError):  # no file can have such a name
+    return False
+
+
+def _shortened(name) -> str:
+  return name if len(name) <= 60 else f'{name[:57]}...'
 
 
 def _read_index(path) -> dict[str, str]:

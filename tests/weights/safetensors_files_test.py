@@ -165,6 +165,14 @@ def twice(folder):
       'names model-00002-of-00003.safetensors, which is missing',
     ),
     (
+      change_index(lambda m: m.update(a='a' * 300)),
+      r'safetensors\.index\.json names a{57}\.\.\., which is missing$',
+    ),
+    (
+      change_index(lambda m: m.update(a='a\0b')),
+      r'safetensors\.index\.json names a\x00b, which is missing$',
+    ),
+    (
       change_index(lambda m: m.update(a='../a.safetensors')),
       r'names \.\./a\.safetensors, outside its folder',
     ),
