@@ -20,6 +20,7 @@ import numpy as np
 from longctx_jax.config import RopeConfig
 from longctx_jax.ops.rope import rope_frequencies
 from longctx_jax.weights.tensor_table import WeightsError
+from longctx_jax.weights.typed_fields import Fields
 
 _ARCHITECTURES = {'llama': 'llama', 'qwen2': 'qwen2'}  # GGUF's -> model_type
 _NAMES = {
@@ -112,48 +113,49 @@ class GgufFile:
         f' {", ".join(_ARCHITECTURES)}'
       )
 
-    def number(key, default=None):
-      value = self.metadata.get(f'{architecture}.{key}', default)
-      if value is None:
-        raise WeightsError(
-          f'{self.where} lacks the metadata {architecture}.{key}'
-        )
-      # The shortest number that rounds to this float32: 1e-05, for one.
-      return float(str(np.float32(value))) if type(value) is float else value
-
     embedding = self.shapes.get('model.embed_tokens.weight')
-    if embedding is None:
+    if not embedding:
       raise WeightsError(f'{self.where} lacks the tensor token_embd.weight')
-    num_heads = number('attention.head_count')
-    width = number('embedding_length')
-    head_dim = number('attention.key_length', width // max(num_heads, 1))
-    base = number('rope.freq_base', 10_000.0)
-    return {
+    there = Fields(self.metadata, self.where)
+    key = f'{architecture}.'
+    num_heads = there.whole(f'{key}attention.head_count')
+    width = there.whole(f'{key}embedding_length')
+    epsilon = there.number(f'{key}attention.layer_norm_rms_epsilon')
+    fields = {
       'model_type': _ARCHITECTURES[architecture],
       'vocab_size': embedding[0],
       'hidden_size': width,
-      'num_hidden_layers': number('block_count'),
+      'num_hidden_layers': there.whole(f'{key}block_count'),
       'num_attention_heads': num_heads,
-      'num_key_value_heads': number('attention.head_count_kv', num_heads),
-      'head_dim': head_dim,
-      'intermediate_size': number('feed_forward_length'),
-      'rms_norm_eps': number('attention.layer_norm_rms_epsilon'),
+      'num_key_value_heads': there.whole(
+        f'{key}attention.head_count_kv', num_heads
+      ),
+      'head_dim': there.whole(f'{key}attention.key_length', width // num_heads),
+      'intermediate_size': there.whole(f'{key}feed_forward_length'),
+      'rms_norm_eps': _shortest(epsilon),
       'tie_word_embeddings': 'lm_head.weight' not in self.shapes,
-      'max_position_embeddings': number('context_length'),
-      'rope_theta': base,
-      'rope_scaling': self._rope_scaling(number, head_dim, base),
-      'bos_token_id': self.metadata.get('tokenizer.ggml.bos_token_id'),
-      'eos_token_id': self.metadata.get('tokenizer.ggml.eos_token_id'),
+      'max_position_embeddings': there.whole(f'{key}context_length'),
+      'rope_theta': _shortest(there.number(f'{key}rope.freq_base', 10_000.0)),
     }
+    for name in ('bos_token_id', 'eos_token_id'):
+      i = there.whole(f'tokenizer.ggml.{name}', None, least=0)
+      if i is not None and i >= embedding[0]:
+        raise WeightsError(
+          f'{self.where}: tokenizer.ggml.{name} is {i}, and token_embd.weight'
+          f' has the tokens 0 to {embedding[0] - 1}'
+        )
+      fields[name] = i
+    return {**fields, 'rope_scaling': self._rope_scaling(there, key, fields)}
 
-  def _rope_scaling(self, number, head_dim, base) -> dict[str, Any] | None:
-    kind = number('rope.scaling.type', 'none')
+  def _rope_scaling(self, there: Fields, key, fields) -> dict[str, Any] | None:
+    kind = there.text(f'{key}rope.scaling.type', 'none')
     if kind in ('linear', 'yarn'):
       return {
         'rope_type': kind,
-        'factor': number('rope.scaling.factor'),
-        'original_max_position_embeddings': number(
-          'rope.scaling.original_context_length', number('context_length')
+        'factor': _shortest(there.number(f'{key}rope.scaling.factor')),
+        'original_max_position_embeddings': there.whole(
+          f'{key}rope.scaling.original_context_length',
+          fields['max_position_embeddings'],
         ),
       }
     if kind != 'none':
@@ -162,28 +164,33 @@ class GgufFile:
       )
     if _ROPE_FACTORS not in self._tensors:
       return None
-    plain, _ = rope_frequencies(head_dim, base)
+    return self._llama3_scaling(fields['head_dim'], fields['rope_theta'])
+
+  def _llama3_scaling(self, head_dim, base) -> dict[str, Any]:
     found = self._tensors[_ROPE_FACTORS].data
-    for factor in _LLAMA3_FACTORS:
-      scaled, _ = rope_frequencies(
-        head_dim,
-        **vars(
-          RopeConfig(
-            base, scaling='llama3', factor=factor, original_len=_LLAMA3_LEN
-          )
-        ),
-      )
-      if np.allclose(plain / scaled, found, rtol=1e-4):
-        return {
-          'rope_type': 'llama3',
-          'factor': factor,
-          'low_freq_factor': 1.0,
-          'high_freq_factor': 4.0,
-          'original_max_position_embeddings': _LLAMA3_LEN,
-        }
+    if found.shape == (head_dim // 2,):
+      plain, _ = rope_frequencies(head_dim, base)
+      for factor in _LLAMA3_FACTORS:
+        rope = RopeConfig(
+          base, scaling='llama3', factor=factor, original_len=_LLAMA3_LEN
+        )
+        scaled, _ = rope_frequencies(head_dim, **vars(rope))
+        if np.allclose(plain / scaled, found, rtol=1e-4):
+          return {
+            'rope_type': 'llama3',
+            'factor': factor,
+            'low_freq_factor': 1.0,
+            'high_freq_factor': 4.0,
+            'original_max_position_embeddings': _LLAMA3_LEN,
+          }
     raise WeightsError(
       f'{self.where}: {_ROPE_FACTORS} is not that of Llama 3.1 or 3.2'
     )
+
+
+def _shortest(value: float) -> float:
+  """The shortest number that rounds to this float32: 1e-05, for one."""
+  return float(str(np.float32(value)))
 
 
 class _BoundedReader(gguf.GGUFReader):

@@ -18,6 +18,7 @@ from tokenizers import (
 )
 
 from longctx_jax.weights.tensor_table import WeightsError
+from longctx_jax.weights.typed_fields import Fields
 
 _KEYS = 'tokenizer.ggml.'
 _CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's llama_token_type
@@ -37,27 +38,43 @@ def write_gguf_tokenizer(
   Raises:
     WeightsError: a kind of tokenizer that is not supported, or half of one.
   """
-  kind = metadata.get(f'{_KEYS}model')
-  words = _word_rule(metadata.get(f'{_KEYS}pre', 'default'))
+  there = Fields(metadata, where)
+  kind = there.text(f'{_KEYS}model', None)
+  rule = there.text(f'{_KEYS}pre', 'default')
+  words = _word_rule(rule)
   if kind != 'gpt2' or words is None:
     raise WeightsError(
-      f'{where}: its tokenizer ({kind}, {metadata.get(f"{_KEYS}pre")}) is not'
+      f'{where}: its tokenizer ({kind}, {rule}) is not'
       ' supported: give a folder with tokenizer.json or tokenizer.model by'
       ' --tokenizer=DIR'
     )
-  try:
-    tokens = metadata[f'{_KEYS}tokens']
-    kinds = metadata[f'{_KEYS}token_type']
-    merges = [tuple(m.split(' ')) for m in metadata[f'{_KEYS}merges']]
-    model = models.BPE(
-      vocab={token: i for i, token in enumerate(tokens)},
-      merges=merges,
-      # As Llama 3's tokenizer.json says: a word that is a token is that token.
-      ignore_merges=metadata.get(f'{_KEYS}pre') == 'llama-bpe',
+  tokens = there.list_of(f'{_KEYS}tokens', str)
+  kinds = there.list_of(f'{_KEYS}token_type', int)
+  if len(kinds) != len(tokens):
+    raise WeightsError(
+      f'{where}: {_KEYS}token_type is of {len(kinds)} tokens, {_KEYS}tokens of'
+      f' {len(tokens)}'
     )
-    tokenizer = Tokenizer(model)
-  except Exception as error:  # the library raises nothing more precise
-    raise WeightsError(f'{where}: its tokenizer is damaged: {error}') from error
+  vocabulary = {token: i for i, token in enumerate(tokens)}
+  if len(vocabulary) < len(tokens):
+    twice = next(t for i, t in enumerate(tokens) if vocabulary[t] != i)
+    raise WeightsError(f'{where}: {_KEYS}tokens has {twice!r} twice')
+  merges = []
+  for merge in there.list_of(f'{_KEYS}merges', str):
+    pair = tuple(merge.split(' '))
+    if len(pair) != 2 or not vocabulary.keys() >= {*pair, ''.join(pair)}:
+      raise WeightsError(
+        f'{where}: {_KEYS}merges has {merge!r}, and should have two tokens that'
+        ' are one together'
+      )
+    merges.append(pair)
+  model = models.BPE(
+    vocab=vocabulary,
+    merges=merges,
+    # As Llama 3's tokenizer.json says: a word that is a token is that token.
+    ignore_merges=rule == 'llama-bpe',
+  )
+  tokenizer = Tokenizer(model)
   tokenizer.pre_tokenizer = words
   tokenizer.decoder = decoders.ByteLevel()
   for token, kind in zip(tokens, kinds, strict=True):
@@ -69,9 +86,14 @@ def write_gguf_tokenizer(
   tokenizer.save(str(folder / 'tokenizer.json'))
   config: dict[str, Any] = {'tokenizer_class': 'PreTrainedTokenizerFast'}
   for name in ('bos', 'eos'):
-    i = metadata.get(f'{_KEYS}{name}_token_id')
+    i = there.whole(f'{_KEYS}{name}_token_id', None, least=0)
+    if i is not None and i >= len(tokens):
+      raise WeightsError(
+        f'{where}: {_KEYS}{name}_token_id is {i}, and the tokenizer has the'
+        f' tokens 0 to {len(tokens) - 1}'
+      )
     config[f'{name}_token'] = None if i is None else tokens[i]
-  if template := metadata.get('tokenizer.chat_template'):
+  if template := there.text('tokenizer.chat_template', None):
     config['chat_template'] = template
   (folder / 'tokenizer_config.json').write_text(json.dumps(config, indent=2))
 

@@ -86,7 +86,7 @@ def write_gguf(
   writer.add_bos_token_id(0)
   writer.add_eos_token_id(5)
   for key, value in metadata:
-    writer.add_key_value(key, value, gguf.GGUFValueType.STRING)
+    writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
   expected = {}
   made = tiny_models.random_tensors(tensor_shapes(model))
   for key, x in made.items():
@@ -158,11 +158,12 @@ def test_the_frequencies_of_llama_3_are_recognised(tmp_path, factor):
   )
 
 
-def test_other_frequencies_are_refused(tmp_path):
+@pytest.mark.parametrize('length', [5, 8, 16])
+def test_other_frequencies_are_refused(tmp_path, length):
   write_gguf(
     tmp_path / 'm.gguf',
     'llama',
-    tensors=[('rope_freqs.weight', np.full(8, 1.5, np.float32))],
+    tensors=[('rope_freqs.weight', np.full(length, 1.5, np.float32))],
   )
   with pytest.raises(WeightsError, match=r'rope_freqs\.weight is not that of'):
     GgufFile(tmp_path / 'm.gguf')
