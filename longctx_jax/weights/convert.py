@@ -52,6 +52,7 @@ from longctx_jax.weights.tensor_table import (
   tensor_names,
   tensor_shapes,
 )
+from longctx_jax.weights.typed_fields import Fields
 from longctx_jax.workdir import read_stages
 
 _logger = logging.getLogger(__name__)
@@ -256,11 +257,13 @@ def _from_gguf(path: Path) -> _Original:
 
 def _from_folder(path: Path) -> _Original:
   opened = open_model_folder(path)
+  name = path / 'config.json'
+  config = Fields(read_json_object(name), str(name))
   return _Original(
     opened.architecture,
     opened.tensors,
     lambda folder: _copy_tokenizer(path, folder),
-    read_json_object(path / 'config.json').get('bos_token_id'),
+    config.whole('bos_token_id', None, least=0),
   )
 
 

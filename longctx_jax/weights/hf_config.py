@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from longctx_jax.config import ConfigError, ModelConfig, RopeConfig
 from longctx_jax.weights.tensor_table import WeightsError
+from longctx_jax.weights.typed_fields import Fields
 
 # model_type -> whether queries, keys and values have a bias. Skywork-13B is
 # Llama's model under its own name (ModelArch.llama in modelscope/ms-swift,
@@ -23,7 +24,11 @@ _SIZES = {
   'num_heads': 'num_attention_heads',
   'hidden_dim': 'intermediate_size',
 }
-_LLAMA3_FACTORS = ('low_freq_factor', 'high_freq_factor')
+# Scaling -> between what it goes over from one kind of frequencies to another.
+_RAMPS = {
+  'yarn': ('beta_fast', 'beta_slow'),
+  'llama3': ('low_freq_factor', 'high_freq_factor'),
+}
 
 
 class Architecture(NamedTuple):
@@ -49,14 +54,12 @@ def read_architecture(
   Raises:
     WeightsError: a kind of model that is not ours; names the field.
   """
-  family = fields.get('model_type')
+  there = Fields(fields, where)
+  family = there.text('model_type')
   if family not in FAMILIES:
     raise WeightsError(
       f'{where}: model_type is {family!r}, and can be {", ".join(FAMILIES)}'
     )
-  missing = [n for n in _SIZES.values() if not isinstance(fields.get(n), int)]
-  if missing:
-    raise WeightsError(f'{where}: {missing[0]} is missing or not a number')
   for name, value in (
     ('hidden_act', 'silu'),
     ('attention_bias', False),
@@ -66,25 +69,27 @@ def read_architecture(
       raise WeightsError(
         f'{where}: {name}={fields[name]!r} is not supported, only {value!r}'
       )
-  sizes = {ours: fields[theirs] for ours, theirs in _SIZES.items()}
+  sizes = {ours: there.whole(theirs) for ours, theirs in _SIZES.items()}
   num_heads = sizes['num_heads']
   try:
     model = ModelConfig(
       **sizes,
-      num_kv_heads=fields.get('num_key_value_heads') or num_heads,
-      head_dim=fields.get('head_dim') or sizes['embed_dim'] // num_heads,
-      tie_embeddings=fields.get('tie_word_embeddings', False),
-      norm_eps=fields.get('rms_norm_eps', 1e-6),
+      num_kv_heads=there.whole('num_key_value_heads', num_heads),
+      head_dim=there.whole('head_dim', sizes['embed_dim'] // num_heads),
+      tie_embeddings=there.flag('tie_word_embeddings', False),
+      norm_eps=there.number('rms_norm_eps', 1e-6),
       param_dtype=param_dtype,
       compute_dtype=compute_dtype,
       block_init_scale=1.0,
       remat='none',
       qkv_bias=FAMILIES[family],
     )
-    rope = _read_rope(fields, where)
-  except (ConfigError, ZeroDivisionError) as error:
+    rope = _read_rope(there)
+  except ConfigError as error:
     raise WeightsError(f'{where}: {error}') from error
-  return Architecture(model, rope, _max_len(fields, where), _eos_ids(fields))
+  return Architecture(
+    model, rope, _max_len(there, family), there.ids('eos_token_id')
+  )
 
 
 def hf_config(
@@ -125,42 +130,46 @@ def hf_config(
   return fields
 
 
-def _read_rope(fields, where) -> RopeConfig:
+def _read_rope(fields: Fields) -> RopeConfig:
   # transformers 5 keeps all of it in rope_parameters, those before it keep the
   # base in rope_theta and the rest in rope_scaling.
-  there = fields.get('rope_parameters') or fields.get('rope_scaling') or {}
-  base = there.get('rope_theta', fields.get('rope_theta', 10_000.0))
-  kind = there.get('rope_type', there.get('type', 'default'))
+  name = 'rope_parameters'
+  if not fields.values.get(name):
+    name = 'rope_scaling'
+  there = fields.section(name)
+  base = there.number('rope_theta', fields.number('rope_theta', 10_000.0))
+  kind = there.text('rope_type', there.text('type', 'default'))
   if kind == 'default':
     return RopeConfig(base)
-  original = there.get(
-    'original_max_position_embeddings', fields.get('max_position_embeddings')
-  )
-  factor = there.get('factor', 1.0)
+  factor = there.number('factor', 1.0)
   if kind == 'linear':
     return RopeConfig(base, scaling='linear', factor=factor)
-  if kind == 'llama3':
-    ramp = {name: there[name] for name in _LLAMA3_FACTORS if name in there}
-    return RopeConfig(
-      base, scaling='llama3', factor=factor, original_len=original, **ramp
+  if kind not in _RAMPS:
+    raise WeightsError(
+      f'{fields.where}: {name} of type {kind!r} is not supported; there are'
+      ' default, linear, llama3 and yarn'
     )
   if kind == 'yarn':
     unknown = [
       name
       for name in ('attention_factor', 'mscale', 'mscale_all_dim')
-      if there.get(name) is not None
+      if there.values.get(name) is not None
     ]
-    if unknown or there.get('truncate', True) is not True:
+    if unknown or not there.flag('truncate', True):
       raise WeightsError(
-        f'{where}: {(unknown or ["truncate"])[0]} of YaRN is not supported'
+        f'{fields.where}: {(unknown or ["truncate"])[0]} of YaRN is not'
+        ' supported'
       )
-    ramp = {n: there[n] for n in ('beta_fast', 'beta_slow') if there.get(n)}
-    return RopeConfig(
-      base, scaling='yarn', factor=factor, original_len=original, **ramp
-    )
-  raise WeightsError(
-    f'{where}: rope_scaling of type {kind!r} is not supported; there are'
-    ' default, linear, llama3 and yarn'
+  ramp = {name: there.number(name, None) for name in _RAMPS[kind]}
+  return RopeConfig(
+    base,
+    scaling=kind,
+    factor=factor,
+    original_len=there.whole(
+      'original_max_position_embeddings',
+      fields.whole('max_position_embeddings'),
+    ),
+    **{name: value for name, value in ramp.items() if value is not None},
   )
 
 
@@ -172,24 +181,14 @@ def _rope_fields(rope, head_dim) -> dict[str, Any]:
     scaling = {'rope_type': rope.scaling, 'factor': rope.factor}
   if rope.scaling in ('yarn', 'llama3'):
     scaling['original_max_position_embeddings'] = rope.original_len
-    names = {'yarn': ('beta_fast', 'beta_slow'), 'llama3': _LLAMA3_FACTORS}
-    scaling |= {name: getattr(rope, name) for name in names[rope.scaling]}
+    scaling |= {name: getattr(rope, name) for name in _RAMPS[rope.scaling]}
   return {'rope_theta': base, 'rope_scaling': scaling}
 
 
-def _max_len(fields, where) -> int:
-  length = fields.get('max_position_embeddings')
-  if not isinstance(length, int):
-    raise WeightsError(f'{where}: max_position_embeddings is missing')
+def _max_len(fields: Fields, family: str) -> int:
+  length = fields.whole('max_position_embeddings')
   # Tokens further back than this are not seen there, and would be here.
-  window = fields.get('sliding_window')
-  if fields.get('model_type') == 'qwen2' and not fields.get(
-    'use_sliding_window'
-  ):
-    window = None
+  window = fields.whole('sliding_window', 0, least=0)
+  if family == 'qwen2' and not fields.flag('use_sliding_window', False):
+    window = 0
   return min(length, window or length)
-
-
-def _eos_ids(fields) -> tuple[int, ...]:
-  ids = fields.get('eos_token_id')
-  return tuple(ids if isinstance(ids, list) else [] if ids is None else [ids])

@@ -27,7 +27,7 @@ from longctx_jax.data.jinja_chat import (
   jinja_source,
   read_jinja_chat,
 )
-from longctx_jax.data.tokenizer import Tokenizer
+from longctx_jax.data.tokenizer import Tokenizer, TokenizerError
 from longctx_jax.data.tokenizer_files import load_tokenizer
 from longctx_jax.evals.predict import Predictor
 from longctx_jax.generate import Generator
@@ -38,7 +38,9 @@ from longctx_jax.weights.model_folder import (
   load_layers,
   load_params,
   open_model_folder,
+  read_json_object,
 )
+from longctx_jax.weights.typed_fields import Fields
 from longctx_jax.workdir import read_stages
 
 _logger = logging.getLogger(__name__)
@@ -172,7 +174,7 @@ def scale_rope(
 
 
 def _is_run(path: Path) -> bool:
-  return 'stages' in json.loads((path / 'config.json').read_text('utf-8'))
+  return 'stages' in read_json_object(path / 'config.json')
 
 
 def _open_folder(path, stage):
@@ -184,7 +186,7 @@ def _open_folder(path, stage):
   begin = [tokenizer.bos_id] if _begins(path, tokenizer) else []
   others = (
     tokenizer,
-    read_jinja_chat(path, tokenizer),
+    _read_chat(path, tokenizer),
     np.array(begin, np.int32),
     eos_ids,
   )
@@ -195,23 +197,42 @@ def _begins(path, tokenizer) -> bool:
   """Whether transformers' tokenizer puts a begin before every text."""
   if tokenizer.bos_id is None:
     return False
-  config = path / 'tokenizer_config.json'
-  fields = json.loads(config.read_text('utf-8')) if config.is_file() else {}
-  if (asked := fields.get('add_bos_token')) is not None:
+  fields = _tokenizer_fields(path)
+  if (asked := fields.flag('add_bos_token', None)) is not None:
     return asked
   # Llama's tokenizer does unless told otherwise; of the others, those whose
   # tokenizer.json has a template that begins with it.
-  if fields.get('tokenizer_class', '').startswith('Llama'):
+  if fields.text('tokenizer_class', '').startswith('Llama'):
     return True
   model = path / 'tokenizer.json'
   if not model.is_file():
     return False
-  processor = json.loads(model.read_text('utf-8')).get('post_processor')
-  return fields.get('bos_token') is not None and json.dumps(
-    fields['bos_token']
-    if isinstance(fields['bos_token'], str)
-    else fields['bos_token']['content']
+  processor = read_json_object(model).get('post_processor')
+  begin = fields.values.get('bos_token')
+  return begin is not None and json.dumps(
+    begin if isinstance(begin, str) else begin['content']
   ) in json.dumps(processor)
+
+
+def _tokenizer_fields(path) -> Fields:
+  config = path / 'tokenizer_config.json'
+  fields = read_json_object(config) if config.is_file() else {}
+  return Fields(fields, str(config))
+
+
+def _read_chat(path, tokenizer) -> JinjaChat | None:
+  fields = _tokenizer_fields(path)
+  if isinstance(fields.values.get('chat_template'), list):
+    for entry in fields.list_of('chat_template', dict):
+      named = Fields(entry, fields.where, 'chat_template.')
+      named.text('name')
+      named.text('template')
+  else:
+    fields.text('chat_template', '')
+  try:
+    return read_jinja_chat(path, tokenizer)
+  except (TokenizerError, UnicodeDecodeError) as error:
+    raise TokenizerError(f'{path}: {error}') from error
 
 
 def _open_run(path, stage):

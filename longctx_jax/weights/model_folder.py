@@ -30,6 +30,7 @@ from longctx_jax.weights.tensor_table import (
   slices_of_theirs,
   to_ours,
 )
+from longctx_jax.weights.typed_fields import Fields
 
 
 class TensorSource(Protocol):
@@ -79,12 +80,9 @@ def open_model_folder(
   )
   generation = folder / 'generation_config.json'
   if generation.is_file():
-    eos = read_json_object(generation).get('eos_token_id')
-    more = eos if isinstance(eos, list) else [eos]
-    ids = dict.fromkeys([*architecture.eos_ids, *more])
-    architecture = architecture._replace(
-      eos_ids=tuple(i for i in ids if i is not None)
-    )
+    fields = Fields(read_json_object(generation), str(generation))
+    ids = (*architecture.eos_ids, *fields.ids('eos_token_id'))
+    architecture = architecture._replace(eos_ids=tuple(dict.fromkeys(ids)))
   tensors = SafetensorsFolder(folder)
   check_tensors(tensors.shapes, architecture.model, str(folder))
   return ModelFolder(folder, architecture, tensors)
@@ -94,7 +92,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
   """A JSON file that holds an object; WeightsError if it doesn't."""
   try:
     fields = json.loads(path.read_text('utf-8'))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise WeightsError(f'cannot read {path}: {error}') from error
   if not isinstance(fields, dict):
     raise WeightsError(f'{path} is no JSON object')

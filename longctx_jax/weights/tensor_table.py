@@ -107,6 +107,12 @@ def check_tensors(
   Frequencies of RoPE, which old checkpoints hold, and the unembedding of a
   model that ties it to the embedding are passed over, as transformers does.
   """
+  # Each layer has several: what is made of a wrong number could fill memory.
+  if model.num_layers > len(found):
+    raise WeightsError(
+      f'{where} holds {len(found)} tensors, too few for the'
+      f' {model.num_layers} layers of its config.json'
+    )
   wanted = tensor_shapes(model)
   missing = sorted(wanted.keys() - found.keys())
   extra = sorted(

@@ -8,6 +8,7 @@ import pytest
 
 from longctx_jax.cached_model import layers_apart
 from longctx_jax.config import ConfigError, MeshConfig, RopeConfig
+from longctx_jax.data.tokenizer import TokenizerError
 from longctx_jax.sharding import make_mesh
 from longctx_jax.weights.loaded_model import load_model, scale_rope
 from longctx_jax.weights.model_folder import (
@@ -15,6 +16,7 @@ from longctx_jax.weights.model_folder import (
   load_params,
   open_model_folder,
 )
+from longctx_jax.weights.tensor_table import WeightsError
 from tests.data.jinja_chat_test import CHATML
 from tests.data.small_tokenizers import write_folder
 
@@ -130,6 +132,47 @@ def test_a_directory_that_is_neither_is_refused(tmp_path, folder):
     load_model(str(tmp_path))
   with pytest.raises(ConfigError, match='is a model, and has no stages'):
     load_model(str(folder), stage='sft')
+
+
+@pytest.mark.parametrize(
+  ('name', 'text', 'message'),
+  [
+    ('config.json', b'{"a"', r'cannot read .*config\.json: '),
+    ('config.json', b'{"a": "\xff"}', r'cannot read .*config\.json: '),
+    ('config.json', b'3', r'config\.json is no JSON object'),
+    (
+      'generation_config.json',
+      b'{"eos_token_id": "x"}',
+      r"generation_config\.json: eos_token_id is 'x', and should be",
+    ),
+    (
+      'tokenizer_config.json',
+      b'{"chat_template": 5}',
+      r'tokenizer_config\.json: chat_template is 5, and should be a text',
+    ),
+    (
+      'tokenizer_config.json',
+      b'{"chat_template": [{"name": "default"}]}',
+      r'tokenizer_config\.json: chat_template\.template is missing',
+    ),
+    (
+      'tokenizer_config.json',
+      b'{"bos_token": "<|begin_of_text|>", "add_bos_token": "no"}',
+      r"tokenizer_config\.json: add_bos_token is 'no', and should be true",
+    ),
+    (
+      'chat_template.jinja',
+      b'{% for %}',
+      r'/llama_grouped_tied: the chat template is damaged: ',
+    ),
+    ('chat_template.jinja', b'\xff', r'/llama_grouped_tied: .* decode'),
+  ],
+)
+def test_a_damaged_file_is_named_in_a_line(folder, name, text, message):
+  (folder / name).write_bytes(text)
+  with pytest.raises((WeightsError, TokenizerError), match=message) as error:
+    load_model(str(folder))
+  assert '\n' not in str(error.value)
 
 
 def test_the_model_writes_what_its_losses_say(folder):

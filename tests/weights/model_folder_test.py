@@ -147,7 +147,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(make_folder):
     (None, r'cannot read .*config\.json'),
     ('{"model_type": ', r'cannot read .*config\.json'),
     ('[1]', r'config\.json is no JSON object'),
-    ('{}', 'model_type is None'),
+    ('{}', 'model_type is missing'),
   ],
 )
 def test_a_bad_config_is_named(make_folder, text, message):
@@ -166,5 +166,16 @@ def test_weights_of_another_model_are_refused(make_folder):
   config.write_text(json.dumps({**fields, 'num_hidden_layers': 3}))
   with pytest.raises(
     WeightsError, match=r'lacks the tensor model\.layers\.2\.'
+  ):
+    open_model_folder(folder)
+
+
+def test_a_billion_layers_are_refused_before_they_are_counted(make_folder):
+  folder = make_folder()
+  config = folder / 'config.json'
+  fields = json.loads(config.read_text())
+  config.write_text(json.dumps({**fields, 'num_hidden_layers': 10**9}))
+  with pytest.raises(
+    WeightsError, match='holds 21 tensors, too few for the 1000000000 layers'
   ):
     open_model_folder(folder)
