@@ -121,6 +121,7 @@ class GgufFile:
     num_heads = there.whole(f'{key}attention.head_count')
     width = there.whole(f'{key}embedding_length')
     epsilon = there.number(f'{key}attention.layer_norm_rms_epsilon')
+    base = there.number(f'{key}rope.freq_base', 10_000.0, least=1)
     fields = {
       'model_type': _ARCHITECTURES[architecture],
       'vocab_size': embedding[0],
@@ -135,7 +136,7 @@ class GgufFile:
       'rms_norm_eps': _shortest(epsilon),
       'tie_word_embeddings': 'lm_head.weight' not in self.shapes,
       'max_position_embeddings': there.whole(f'{key}context_length'),
-      'rope_theta': _shortest(there.number(f'{key}rope.freq_base', 10_000.0)),
+      'rope_theta': _shortest(base),
     }
     for name in ('bos_token_id', 'eos_token_id'):
       i = there.whole(f'tokenizer.ggml.{name}', None, least=0)
@@ -152,7 +153,7 @@ class GgufFile:
     if kind in ('linear', 'yarn'):
       return {
         'rope_type': kind,
-        'factor': _shortest(there.number(f'{key}rope.scaling.factor')),
+        'factor': _shortest(there.number(f'{key}rope.scaling.factor', least=1)),
         'original_max_position_embeddings': there.whole(
           f'{key}rope.scaling.original_context_length',
           fields['max_position_embeddings'],

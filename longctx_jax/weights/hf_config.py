@@ -137,11 +137,12 @@ def _read_rope(fields: Fields) -> RopeConfig:
   if not fields.values.get(name):
     name = 'rope_scaling'
   there = fields.section(name)
-  base = there.number('rope_theta', fields.number('rope_theta', 10_000.0))
+  base = fields.number('rope_theta', 10_000.0, least=1)
+  base = there.number('rope_theta', base, least=1)
   kind = there.text('rope_type', there.text('type', 'default'))
   if kind == 'default':
     return RopeConfig(base)
-  factor = there.number('factor', 1.0)
+  factor = there.number('factor', 1.0, least=1)
   if kind == 'linear':
     return RopeConfig(base, scaling='linear', factor=factor)
   if kind not in _RAMPS:

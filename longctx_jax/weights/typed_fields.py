@@ -33,13 +33,15 @@ class Fields(NamedTuple):
       f'a whole number from {least} to {MAX_WHOLE}',
     )
 
-  def number(self, name: str, default: Any = _NEEDED) -> Any:
-    """A number that is not negative, not infinite, not NaN."""
+  def number(
+    self, name: str, default: Any = _NEEDED, *, least: float = 0
+  ) -> Any:
+    """A number that is neither infinite nor NaN."""
     return self._get(
       name,
       default,
-      lambda x: type(x) in (int, float) and 0 <= x <= MAX_NUMBER,
-      'a number of at least 0',
+      lambda x: type(x) in (int, float) and least <= x <= MAX_NUMBER,
+      f'a number from {least} to {MAX_NUMBER}',
     )
 
   def flag(self, name: str, default: Any = _NEEDED) -> Any:

@@ -38,6 +38,7 @@ def test_the_file_is_good_without_a_change(tmp_path):
     ('llama.attention.key_length', '16', "is '16', and should be a whole"),
     ('llama.attention.layer_norm_rms_epsilon', math.inf, 'is inf, and should'),
     ('llama.rope.freq_base', math.nan, 'is nan, and should be a number'),
+    ('llama.rope.freq_base', 0.0, 'is 0.0, and should be a number from 1 to'),
     ('llama.rope.scaling.type', 3, 'is 3, and should be a text'),
     ('llama.context_length', 0, 'is 0, and should be a whole number from 1'),
     ('llama.block_count', 'two', "is 'two', and should be a whole number"),

@@ -140,6 +140,10 @@ def test_skywork_is_a_llama_whatever_code_it_names():
       {'rope_scaling': {'rope_type': 'linear', 'factor': '2'}},
       r"F: rope_scaling\.factor is '2', and should be a number",
     ),
+    (
+      {'rope_parameters': {'rope_type': 'linear', 'factor': -1}},
+      r'F: rope_parameters\.factor is -1, and should be a number from 1 to',
+    ),
     ({'num_key_value_heads': '4'}, "F: num_key_value_heads is '4', and"),
     ({'head_dim': '8'}, "F: head_dim is '8', and should be a whole number"),
     ({'rms_norm_eps': 'small'}, "F: rms_norm_eps is 'small', and should be"),
