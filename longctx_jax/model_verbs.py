@@ -228,7 +228,7 @@ def _load(values: flags.FlagValues) -> LoadedModel:
     values.model or values.workdir,
     stage=values.stage,
     compute_dtype=dtype,
-    rope={name: value for name, value in rope.items() if value},
+    rope={k: value for k, value in rope.items() if value not in (None, '')},
   )
 
 

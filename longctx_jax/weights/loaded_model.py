@@ -151,13 +151,20 @@ def scale_rope(
   """`rope` with some fields changed; `original_len` is the trained length.
 
   Raises:
-    ConfigError: a scaling that does not go with its factor.
+    ConfigError: a scaling that does not go with its factor, or with what the
+      model was trained with.
   """
   if not changes:
     return rope
   scaling = changes.get('scaling', rope.scaling)
   if scaling not in SCALINGS:
     raise ConfigError(f'--rope.scaling={scaling}: can be {", ".join(SCALINGS)}')
+  if rope.scaling not in ('none', scaling):
+    raise ConfigError(
+      f'--rope.scaling={scaling}: the model was trained with a scaling of its'
+      f' own, {rope.scaling} with factor {rope.factor}, which stays: change'
+      f' --rope.factor or --rope.base, or give --rope.scaling={rope.scaling}'
+    )
   if scaling == 'none' and changes.get('factor', 1.0) != 1.0:
     raise ConfigError(
       f'--rope.factor={changes["factor"]} needs --rope.scaling: linear, ntk,'
@@ -170,7 +177,10 @@ def scale_rope(
     )
   if scaling in ('yarn', 'llama3') and not rope.original_len:
     changes = {'original_len': max_len, **changes}
-  return dataclasses.replace(rope, **changes)
+  try:
+    return dataclasses.replace(rope, **changes)
+  except ConfigError as error:
+    raise ConfigError(f'--rope.{error}') from None
 
 
 def _is_run(path: Path) -> bool:

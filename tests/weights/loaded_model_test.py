@@ -69,6 +69,61 @@ def test_half_a_scaling_is_refused(changes, message):
     scale_rope(PLAIN, changes, 64)
 
 
+LLAMA3 = RopeConfig(5e5, scaling='llama3', factor=8.0, original_len=16)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'scaling': 'ntk', 'factor': 2.0},
+    {'scaling': 'none'},
+    {'scaling': 'yarn', 'factor': 8.0, 'base': 1e6},
+  ],
+)
+def test_a_trained_scaling_is_not_taken_for_another(changes):
+  with pytest.raises(ConfigError, match=r'llama3 with factor 8\.0') as error:
+    scale_rope(LLAMA3, changes, 64)
+  said = str(error.value)
+  assert said.startswith(f'--rope.scaling={changes["scaling"]}: the model was')
+  assert said.endswith('give --rope.scaling=llama3')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'factor', 'max_len'),
+  [
+    ({'factor': 16.0}, 16.0, 128),
+    ({'scaling': 'llama3', 'factor': 4.0}, 4.0, 32),
+    ({'scaling': 'llama3'}, 8.0, 64),
+    ({'base': 1e6}, 8.0, 64),
+  ],
+)
+def test_a_trained_scaling_may_have_another_factor(
+  make_folder, changes, factor, max_len
+):
+  folder = make_folder('llama_3.1', vocab_size=420)
+  write_folder(folder, bos_token='<|begin_of_text|>')
+  loaded = load_model(str(folder), rope=changes)
+  assert (loaded.rope.scaling, loaded.rope.factor) == ('llama3', factor)
+  assert loaded.rope.original_len == 32
+  assert loaded.max_len == max_len
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'base': 0.0}, r'^--rope\.base must be above 1, got 0\.0$'),
+    ({'scaling': 'ntk', 'factor': 0.0}, r'^--rope\.factor must be at least 1'),
+    (
+      {'scaling': 'ntk', 'factor': float('inf')},
+      r'^--rope\.factor must be at most 1e\+30, got inf$',
+    ),
+  ],
+)
+def test_numbers_that_no_rope_has_are_refused(changes, message):
+  with pytest.raises(ConfigError, match=message):
+    scale_rope(PLAIN, changes, 64)
+
+
 def test_a_scaled_model_is_made_for_longer_texts(folder, caplog):
   caplog.set_level('INFO', 'longctx_jax')
   assert load_model(str(folder)).max_len == 64
