@@ -30,6 +30,8 @@ from longctx_jax.sampling import Sampling
 from longctx_jax.text_stream import TextStream
 
 GREEDY = Sampling()
+# What int32 and the seeds of jax.random hold.
+MAX_TOKENS, MAX_SEED = 2**31 - 1, 2**63 - 1
 
 _logger = logging.getLogger(__name__)
 
@@ -145,10 +147,10 @@ class Generator:
       stop_strings: a row's text ends before any of these.
 
     Raises:
-      PromptError: a prompt is empty, has no such token or is too long, or
-        stop strings come without a tokenizer.
+      PromptError: a prompt is empty, has no such token or is too long, stop
+        strings come without a tokenizer, or a number is out of range.
     """
-    self._check(prompts, max_new_tokens, stop_strings)
+    self._check(prompts, max_new_tokens, seed, stop_strings)
     return self._stream(
       prompts, max_new_tokens, sampling, seed, stop_ids, stop_strings
     )
@@ -238,13 +240,19 @@ class Generator:
     spec = P(sharding.BATCH_SPEC[0])
     return jax.device_put(x, NamedSharding(self._model.mesh, spec))
 
-  def _check(self, prompts, max_new, stop_strings):
+  def _check(self, prompts, max_new, seed, stop_strings):
     if stop_strings and self._tokenizer is None:
       raise PromptError('stop_strings need a tokenizer, and there is none')
     if '' in stop_strings:
       raise PromptError('stop_strings: an empty one would stop everything')
     if max_new < 1:
       raise PromptError(f'max_new_tokens must be at least 1, got {max_new}')
+    for name, value, most in (
+      ('max_new_tokens', max_new, MAX_TOKENS),
+      ('seed', seed, MAX_SEED),
+    ):
+      if value > most:
+        raise PromptError(f'{name} must be at most {most}, got {value}')
     if not prompts:
       raise PromptError('there are no prompts')
     vocab_size = self._model.config.vocab_size

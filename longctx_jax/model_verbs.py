@@ -1,6 +1,7 @@
 """The verbs on pretrained and trained models: convert, generate, evaluate."""
 
 import dataclasses
+import logging
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from longctx_jax import sharding
 from longctx_jax.command_line import fail, parse_flags
 from longctx_jax.config import MeshConfig
+from longctx_jax.generate import MAX_SEED, MAX_TOKENS
 from longctx_jax.plan.topology import find_devices
 from longctx_jax.sampling import Sampling
 from longctx_jax.suites.evaluate import SUITES, Evaluation, evaluate_model
@@ -18,6 +20,8 @@ from longctx_jax.suites.page import print_suite
 from longctx_jax.suites.suite import Grid
 from longctx_jax.weights.convert import convert
 from longctx_jax.weights.loaded_model import LoadedModel, load_model
+
+_logger = logging.getLogger(__name__)
 
 _SOURCES = {'model': 'model folder', 'workdir': 'directory of a run'}
 
@@ -67,15 +71,23 @@ def generate_verb(argv: list[str]) -> None:
   )
   prompt = values.prompt
   if values.prompt_file:
-    prompt = Path(values.prompt_file).read_text('utf-8')
+    prompt = _read_prompt(Path(values.prompt_file))
   if not prompt:
     fail('--prompt=TEXT or --prompt_file=FILE is missing')
   sampling = Sampling(values.temperature, values.top_k, values.top_p)
   loaded = _load(values)
   generator = loaded.generator(_model_mesh(values), max_len=values.max_len)
   system = [('system', values.system)] if values.system else []
+  ids = loaded.prompt([*system, ('user', prompt)], chat=not values.raw)
+  if len(ids) > loaded.max_len:
+    _logger.warning(
+      'the prompt has %d tokens, more than the %d that the model was made for:'
+      ' what it writes may make no sense',
+      len(ids),
+      loaded.max_len,
+    )
   pieces = generator.stream(
-    [loaded.prompt([*system, ('user', prompt)], chat=not values.raw)],
+    [ids],
     max_new_tokens=values.max_new_tokens,
     sampling=sampling,
     seed=values.seed,
@@ -87,6 +99,16 @@ def generate_verb(argv: list[str]) -> None:
   for piece in pieces:
     print(piece.text, end='', flush=True)
   print()
+
+
+def _read_prompt(path: Path) -> str:
+  try:
+    return path.read_text('utf-8')
+  except UnicodeDecodeError as error:
+    fail(
+      f'--prompt_file={path}: byte {error.start} is not UTF-8: convert the file'
+      ' to UTF-8'
+    )
 
 
 def _generate_flags(values: flags.FlagValues) -> None:
@@ -110,15 +132,14 @@ def _generate_flags(values: flags.FlagValues) -> None:
     'top_p', 1.0, 'of the likeliest that have this probability together',
     flag_values=values,
   )  # fmt: skip
-  for name, default, least, what in (
-    ('top_k', 0, 0, 'of the k likeliest; 0: of all'),
-    ('max_new_tokens', 256, 1, 'the longest answer'),
-    ('max_len', None, 1, 'longest prompt and answer; else what memory holds'),
-    ('seed', 0, 0, 'of the draws'),
-  ):
-    flags.DEFINE_integer(
-      name, default, what, lower_bound=least, flag_values=values
-    )
+  for name, default, least, most, what in (
+    ('top_k', 0, 0, MAX_TOKENS, 'of the k likeliest; 0: of all'),
+    ('max_new_tokens', 256, 1, MAX_TOKENS, 'the longest answer'),
+    ('max_len', None, 1, MAX_TOKENS,
+     'longest prompt and answer; else what memory holds'),
+    ('seed', 0, 0, MAX_SEED, 'of the draws'),
+  ):  # fmt: skip
+    flags.DEFINE_integer(name, default, what, least, most, flag_values=values)
   flags.DEFINE_multi_string(
     'stop', [], 'text that ends the answer; may be repeated', flag_values=values
   )

@@ -15,7 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from longctx_jax.array_types import typed
 from longctx_jax.config_from_dict import ConfigError, check_at_least
 
-MIN_TEMPERATURE = 1e-6  # ours: logits divided by less might not be finite
+# ours: logits divided by less might not be finite, those divided by more are as
+# good as equal.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,14 @@ class Sampling:
     if self.temperature != 0:
       check_at_least(self, MIN_TEMPERATURE, 'temperature')
     check_at_least(self, 0, 'top_k')
+    for name, most in (
+      ('temperature', MAX_TEMPERATURE),
+      ('top_k', 2**31 - 1),  # an int32 on the device
+    ):
+      if getattr(self, name) > most:
+        raise ConfigError(
+          f'{name} must be at most {most}, got {getattr(self, name)}'
+        )
     if not 0 < self.top_p <= 1:
       raise ConfigError(
         f'top_p must be above 0 and at most 1, got {self.top_p}'

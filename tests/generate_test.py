@@ -349,11 +349,9 @@ def test_ids_that_the_tokenizer_does_not_have_are_never_drawn(tokenizer):
     ((3, 0), {'max_new_tokens': 1}, r'prompt 1 is empty'),
     ((), {'max_new_tokens': 1}, r'there are no prompts'),
     ((3,), {'max_new_tokens': 0}, r'max_new_tokens must be at least 1, got 0'),
-    (
-      (3,),
-      {'max_new_tokens': 1, 'stop_strings': ['a']},
-      r'stop_strings need a tokenizer',
-    ),
+    ((3,), {'max_new_tokens': 1, 'seed': 2**63}, r'seed must be at most 92'),
+    ((3,), {'max_new_tokens': 2**31}, r'max_new_tokens must be at most 21474'),
+    ((3,), {'max_new_tokens': 1, 'stop_strings': ['a']}, r'need a tokenizer'),
   ],
 )
 def test_what_cannot_be_continued_is_refused_in_a_line(lengths, how, message):

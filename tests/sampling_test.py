@@ -151,6 +151,8 @@ def test_greedy_takes_the_first_of_the_likeliest():
     ({'temperature': -1.0}, 'temperature must be at least'),
     ({'temperature': 1e-9}, 'temperature must be at least'),
     ({'temperature': float('nan')}, 'temperature must be at least'),
+    ({'temperature': float('inf')}, 'temperature must be at most 1000000.0'),
+    ({'top_k': 10**11}, 'top_k must be at most 2147483647, got 100000000000'),
     ({'top_k': -1}, 'top_k must be at least 0, got -1'),
     ({'top_p': 0.0}, 'top_p must be above 0 and at most 1, got 0.0'),
     ({'top_p': 1.5}, 'top_p must be above 0 and at most 1, got 1.5'),
