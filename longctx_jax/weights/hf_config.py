@@ -4,12 +4,15 @@ The file is read as JSON; code that lies beside it (Skywork's own classes) is
 never run.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from longctx_jax.config import ConfigError, ModelConfig, RopeConfig
 from longctx_jax.weights.tensor_table import WeightsError
 from longctx_jax.weights.typed_fields import Fields
+
+_logger = logging.getLogger(__name__)
 
 # model_type -> whether queries, keys and values have a bias. Skywork-13B is
 # Llama's model under its own name (ModelArch.llama in modelscope/ms-swift,
@@ -192,4 +195,13 @@ def _max_len(fields: Fields, family: str) -> int:
   window = fields.whole('sliding_window', 0, least=0)
   if family == 'qwen2' and not fields.flag('use_sliding_window', False):
     window = 0
-  return min(length, window or length)
+  if not window or window >= length:
+    return length
+  _logger.warning(
+    '%s: taken as a model for %d tokens, its sliding_window, not %d as'
+    ' max_position_embeddings says: no window hides the tokens before it here',
+    fields.where,
+    window,
+    length,
+  )
+  return window

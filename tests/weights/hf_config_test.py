@@ -109,8 +109,12 @@ def test_missing_sizes_are_what_transformers_takes_them_for():
     ),
   ],
 )
-def test_a_text_is_as_long_as_the_window_at_most(fields, max_len):
+def test_a_text_is_as_long_as_the_window_at_most(fields, max_len, caplog):
   assert read(**fields).max_len == max_len
+  said = [
+    m for m in caplog.messages if '40 tokens, its sliding_window, not' in m
+  ]
+  assert len(said) == len(caplog.messages) == (max_len < 64)
 
 
 def test_skywork_is_a_llama_whatever_code_it_names():
