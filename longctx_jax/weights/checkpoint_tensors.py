@@ -1,5 +1,6 @@
 """The weights of a finished stage, under Hugging Face's names."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,12 @@ import jax
 import numpy as np
 
 from longctx_jax.checkpoint import restore_state
+from longctx_jax.config import StageConfig
+from longctx_jax.weights.hf_config import read_architecture
+from longctx_jax.weights.model_folder import read_json_object
+from longctx_jax.weights.start import is_model_folder
 from longctx_jax.weights.tensor_table import (
+  WeightsError,
   axis_sizes,
   entries,
   tensor_names,
@@ -22,7 +28,8 @@ class CheckpointTensors:
 
   Attributes:
     stage: the config of the stage.
-    max_len: the longest rows that its weights were trained on.
+    max_len: the longest texts that its weights are made for: rows that they
+      were trained on, or what the model was made for that they come from.
 
   Raises:
     ConfigError: no such stage.
@@ -32,7 +39,8 @@ class CheckpointTensors:
     stages = read_stages(workdir)
     number = stage_number(stages, name, workdir)
     self.stage = stages[number]
-    self.max_len = max(s.data.seq_len for s in stages[: number + 1])
+    trained = stages[: number + 1]
+    self.max_len = max(_base_len(trained), *(s.data.seq_len for s in trained))
     self._directory = (
       stage_directory(workdir, number, self.stage.name) / 'checkpoints'
     )
@@ -76,3 +84,27 @@ class CheckpointTensors:
     for key in keys:
       found = found[key]
     return np.asarray(found)
+
+
+def _base_len(stages: Sequence[StageConfig]) -> int:
+  """The length of the pretrained model behind the last stage; 0: not known.
+
+  Known only where RoPE still tells its positions apart: of its own scaling, on
+  its own base or a larger one.
+  """
+  path, rope = stages[0].train.init_from, stages[-1].rope
+  if not is_model_folder(path) or any(
+    stage.train.carry_over == 'none' for stage in stages
+  ):
+    return 0
+  config = Path(path) / 'config.json'
+  try:
+    base = read_architecture(read_json_object(config), str(config))
+  except WeightsError:  # what a run says of itself does not depend on it
+    return 0
+  if rope.base < base.rope.base:
+    return 0
+  if rope.scaling == 'ntk':  # is a larger base
+    rope = dataclasses.replace(rope, scaling='none', factor=1.0)
+  on_its_base = dataclasses.replace(rope, base=base.rope.base)
+  return base.max_len if on_its_base == base.rope else 0
