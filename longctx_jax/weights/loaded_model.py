@@ -242,7 +242,9 @@ def _read_chat(path, tokenizer) -> JinjaChat | None:
   try:
     return read_jinja_chat(path, tokenizer)
   except (TokenizerError, UnicodeDecodeError) as error:
-    raise TokenizerError(f'{path}: {error}') from error
+    own = path / 'chat_template.jinja'
+    where = own if own.is_file() else fields.where
+    raise TokenizerError(f'{where}: {error}') from error
 
 
 def _open_run(path, stage):

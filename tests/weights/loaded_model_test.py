@@ -218,9 +218,14 @@ def test_a_directory_that_is_neither_is_refused(tmp_path, folder):
     (
       'chat_template.jinja',
       b'{% for %}',
-      r'/llama_grouped_tied: the chat template is damaged: ',
+      r'/chat_template\.jinja: the chat template is damaged: ',
     ),
-    ('chat_template.jinja', b'\xff', r'/llama_grouped_tied: .* decode'),
+    ('chat_template.jinja', b'\xff', r'/chat_template\.jinja: .* decode'),
+    (
+      'tokenizer_config.json',
+      b'{"chat_template": "{% for %}"}',
+      r'/tokenizer_config\.json: the chat template is damaged: ',
+    ),
   ],
 )
 def test_a_damaged_file_is_named_in_a_line(folder, name, text, message):
