@@ -15,7 +15,12 @@ from longctx_jax.config import MeshConfig
 from longctx_jax.generate import MAX_SEED, MAX_TOKENS
 from longctx_jax.plan.topology import find_devices
 from longctx_jax.sampling import Sampling
-from longctx_jax.suites.evaluate import SUITES, Evaluation, evaluate_model
+from longctx_jax.suites.evaluate import (
+  SUITES,
+  Evaluation,
+  evaluate_model,
+  evaluation_directory,
+)
 from longctx_jax.suites.page import print_suite
 from longctx_jax.suites.suite import Grid
 from longctx_jax.weights.convert import convert
@@ -168,11 +173,10 @@ def evaluate_verb(argv: list[str]) -> None:
       if field.name not in ('suites', 'grid')
     },
   )
-  source = values.model or values.workdir
-  out = Path(values.out or Path(source) / 'evaluation')
-  split = _model_split(values)
+  loaded, split = _load(values), _model_split(values)
+  out = Path(values.out or evaluation_directory(loaded))
   results = evaluate_model(
-    _load(values), evaluation, out, sharding.make_mesh(split), split
+    loaded, evaluation, out, sharding.make_mesh(split), split
   )
   for name in evaluation.suites:
     print_suite(name, results['suites'][name])
@@ -186,8 +190,10 @@ def _evaluate_flags(values: flags.FlagValues) -> None:
     'lengths', ['1024', '2048', '4096'], 'tokens of prompt and answer',
     flag_values=values,
   )  # fmt: skip
-  flags.DEFINE_string('out', '', 'directory, else MODEL/evaluation',
-                      flag_values=values)  # fmt: skip
+  flags.DEFINE_string(
+    'out', '', 'directory, else MODEL/evaluation or WORKDIR/evaluation/STAGE',
+    flag_values=values,
+  )  # fmt: skip
   for name, default, what in (
     ('num_depths', 5, 'places of the answer, from the beginning to the end'),
     ('samples', 4, 'prompts of each length and depth'),

@@ -14,6 +14,7 @@ from longctx_jax.config import MeshConfig
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.corpus_config import TextSource
 from longctx_jax.data.documents import read_documents
+from longctx_jax.suites.fingerprint import fingerprint_weights
 from longctx_jax.suites.infinitebench import TASKS, InfiniteBenchSuite
 from longctx_jax.suites.lost_in_the_middle import LostInTheMiddleSuite
 from longctx_jax.suites.needle import NEEDLES, NeedleSuite, NeedleText
@@ -146,6 +147,11 @@ def evaluate_model(
   return results
 
 
+def evaluation_directory(loaded: LoadedModel) -> Path:
+  """Where results go by default; each stage of a run has its own place."""
+  return Path(loaded.name) / 'evaluation' / loaded.stage
+
+
 def make_prompter(loaded: LoadedModel, chat: bool) -> Prompter:
   """With the chat template, or for a base model without."""
   if chat and loaded.chat is not None:
@@ -232,6 +238,7 @@ def _asked_as(name, loaded, evaluation) -> dict[str, Any]:
   """What predictions of one file must have in common."""
   shared = {
     'model': loaded.name,
+    'weights': fingerprint_weights(loaded),
     'rope': dataclasses.asdict(loaded.rope),
     'dtype': loaded.model.compute_dtype,
     'seed': evaluation.grid.seed,
@@ -247,7 +254,8 @@ def _asked_as(name, loaded, evaluation) -> dict[str, Any]:
 
 def _about(loaded, prompter) -> str:
   chat = 'its chat template' if len(prompter.after) else 'no chat template'
+  stage = f'Stage {loaded.stage}. ' if loaded.stage else ''
   return (
-    f'Made for {loaded.max_len:,} tokens; RoPE {loaded.rope}; asked with'
+    f'{stage}Made for {loaded.max_len:,} tokens; RoPE {loaded.rope}; asked with'
     f' {chat}, greedily, in {loaded.model.compute_dtype}.'
   )

@@ -62,6 +62,8 @@ class LoadedModel(NamedTuple):
   eos_ids: tuple[int, ...]
   # The longest text it was made for, RoPE scaling counted.
   max_len: int
+  # The run's stage that it comes from; '' of a model folder.
+  stage: str = ''
 
   def prompt(
     self, messages: Sequence[tuple[str, str]], *, chat: bool = True
@@ -142,7 +144,10 @@ def load_model(
   if new_rope != old_rope:
     max_len = round(max_len * new_rope.factor / old_rope.factor)
     _logger.info('RoPE, untrained: %s', new_rope)
-  return LoadedModel(str(path), model, new_rope, tensors, *others, max_len)
+  trained = '' if opened is _open_folder else tensors.stage.name
+  return LoadedModel(
+    str(path), model, new_rope, tensors, *others, max_len, trained
+  )
 
 
 def scale_rope(
