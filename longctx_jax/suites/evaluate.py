@@ -22,6 +22,7 @@ from longctx_jax.suites.page import write_evaluation
 from longctx_jax.suites.perplexity import perplexity
 from longctx_jax.suites.prompter import Prompter
 from longctx_jax.suites.run_suite import run_suite
+from longctx_jax.suites.settings import check_settings
 from longctx_jax.suites.suite import Grid, Suite
 from longctx_jax.weights.loaded_model import LoadedModel
 from longctx_jax.workdir import write_atomically
@@ -96,18 +97,25 @@ def evaluate_model(
 ) -> dict[str, Any]:
   """Runs the suites, and writes results.json and evaluation.html into `out`.
 
-  What `out` has already is not asked again.
+  What `out` has already is not asked again; losses are measured anew.
 
   Raises:
     ConfigError: settings that do not go together, or with what is there.
   """
   prompter = make_prompter(loaded, evaluation.chat)
   path = out / 'results.json'
+  shared = _shared_settings(loaded, evaluation)
+  settings = {
+    name: shared | _own_settings(name, evaluation) for name in evaluation.suites
+  }
+  suites = read_suites(path)
+  for name, suite in suites.items():
+    check_settings(suite.get('settings'), settings.get(name, shared), path)
   results = {
     'model': loaded.name,
     'max_len': loaded.max_len,
     'about': _about(loaded, prompter),
-    'suites': json.loads(path.read_text())['suites'] if path.exists() else {},
+    'suites': suites,
   }
   texts = _Texts(evaluation.text, loaded)
   generator = None
@@ -129,7 +137,7 @@ def evaluate_model(
         prompter,
         answer,
         out,
-        asked_as=_asked_as(name, loaded, evaluation),
+        asked_as=settings[name],
         batch_tokens=evaluation.batch_tokens,
       )
       _logger.info('%s: %.0f%% of %d', name, 100 * found['score'], found['num'])
@@ -141,7 +149,7 @@ def evaluate_model(
           100 * found['truncated'],
           100 * found['answer_lost'],
         )
-    results['suites'][name] = found
+    results['suites'][name] = {'settings': settings[name], **found}
     write_atomically(path, json.dumps(results, indent=2))
   write_evaluation(results, out)
   return results
@@ -234,22 +242,47 @@ def _perplexity(loaded, evaluation, texts, mesh, split):
   return found
 
 
-def _asked_as(name, loaded, evaluation) -> dict[str, Any]:
-  """What predictions of one file must have in common."""
-  shared = {
+def read_suites(path: Path) -> dict[str, dict[str, Any]]:
+  """Results by suite of a results.json; none where there is no file.
+
+  Raises:
+    ConfigError: the file is damaged.
+  """
+  if not path.exists():
+    return {}
+  try:
+    suites = json.loads(path.read_text('utf-8'))['suites']
+    if all(isinstance(suite, dict) for suite in suites.values()):
+      return suites
+  except (ValueError, KeyError, TypeError, AttributeError):
+    pass
+  raise ConfigError(
+    f'{path} is damaged: remove it, and the same command sums up anew what was'
+    ' predicted, without asking again'
+  )
+
+
+def _shared_settings(loaded, evaluation) -> dict[str, Any]:
+  """What all results of a directory have in common: one page tells of them."""
+  return {
     'model': loaded.name,
     'weights': fingerprint_weights(loaded),
-    'rope': dataclasses.asdict(loaded.rope),
+    'rope': str(loaded.rope),
     'dtype': loaded.model.compute_dtype,
-    'seed': evaluation.grid.seed,
     'chat': evaluation.chat,
-    'data': evaluation.data,
   }
-  if 'needle' in name:
-    fields = ('text', 'needle_at', 'needle', 'needle_sentence')
+
+
+def _own_settings(name, evaluation) -> dict[str, Any]:
+  """What results of one suite have in common beside that."""
+  fields = ('seed', 'data')
+  if name == 'perplexity':
+    fields = ('seed', 'text')
+  elif 'needle' in name:
+    fields += ('text', 'needle_at', 'needle', 'needle_sentence')
     fields += ('needle_question', 'needle_answer', 'num_needles')
-    shared |= {field: getattr(evaluation, field) for field in fields}
-  return shared
+  values = {'seed': evaluation.grid.seed, **vars(evaluation)}
+  return {field: values[field] for field in fields}
 
 
 def _about(loaded, prompter) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.progress import Progress
 from longctx_jax.suites.prompter import Prompter
+from longctx_jax.suites.settings import check_settings
 from longctx_jax.suites.suite import Example, Suite
 from longctx_jax.workdir import write_atomically
 
@@ -50,23 +51,24 @@ def run_suite(
     ConfigError: the file there is of other settings, or not ours.
   """
   path = directory / f'{suite.name}.jsonl'
-  done = {record['name'] for record in open_predictions(path, asked_as)}
+  there = open_predictions(path, asked_as)
+  done = {record['name'] for record in there}
   examples = [e for e in suite.examples(prompter) if e.name not in done]
   if done:
     _logger.info('%s: %d predictions are there already', suite.name, len(done))
   examples.sort(key=lambda e: len(e.tokens))
-  with (
-    path.open('a', encoding='utf-8') as file,
-    Progress(suite.name, len(done) + len(examples), len(done)) as progress,
-  ):
+  total = len(done) + len(examples)
+  with Progress(suite.name, total, len(done)) as progress:
     asked = len(done)
     for batch in _batches(examples, batch_tokens):
       tokens = [example.tokens for example in batch]
       limit = max(example.max_new_tokens for example in batch)
       texts = answer(tokens, limit)
-      for example, text in zip(batch, texts, strict=True):
-        file.write(json.dumps(_record(suite, example, text)) + '\n')
-      file.flush()
+      records = [
+        _record(suite, example, text)
+        for example, text in zip(batch, texts, strict=True)
+      ]
+      _write_records(path, records, asked_as if not asked else None)
       asked += len(batch)
       progress.update(asked)
   return summarise(read_predictions(path))
@@ -75,37 +77,35 @@ def run_suite(
 def open_predictions(
   path: Path, asked_as: dict[str, Any]
 ) -> list[dict[str, Any]]:
-  """The predictions of a file; a new one begins with its settings.
+  """The predictions of a file; none where there is no file.
 
   A line that a kill cut short is taken out, and asked again.
 
   Raises:
     ConfigError: it begins with other settings.
   """
-  settings = json.loads(json.dumps(asked_as))
   if not path.exists() or not path.read_bytes().strip():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps({'settings': settings}) + '\n')
     return []
   whole = path.read_bytes()
-  if not whole.endswith(b'\n'):
-    kept = whole[: whole.rfind(b'\n') + 1]
+  kept = whole[: whole.rfind(b'\n') + 1]
+  if kept and kept != whole:
     write_atomically(path, kept.decode('utf-8'))
-  there = _lines(path)[0].get('settings')
-  if there != settings:
-    differing = next(
-      (
-        f'{name} is {there.get(name)!r} there, {settings.get(name)!r} here'
-        for name in {**(there or {}), **settings}
-        if (there or {}).get(name) != settings.get(name)
-      ),
-      'it has none',
-    )
-    raise ConfigError(
-      f'{path} holds predictions with other settings ({differing}): give'
-      ' another --out'
-    )
-  return read_predictions(path)
+  first, *records = _lines(path)
+  there = first.get('settings') if isinstance(first, dict) else None
+  if records or there is None:
+    check_settings(there, json.loads(json.dumps(asked_as)), path)
+  return records
+
+
+def _write_records(path, records, settings) -> None:
+  """Appends predictions; the first of a file replace it, under settings."""
+  text = ''.join(json.dumps(record) + '\n' for record in records)
+  if settings is not None:
+    # Not before there is a prediction: a run that fails leaves nothing.
+    write_atomically(path, json.dumps({'settings': settings}) + '\n' + text)
+    return
+  with path.open('a', encoding='utf-8') as file:
+    file.write(text)
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
@@ -114,8 +114,8 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path):
-  lines = path.read_text('utf-8').splitlines()
   try:
+    lines = path.read_text('utf-8').splitlines()
     return [json.loads(line) for line in lines]
   except ValueError as error:
     raise ConfigError(

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from longctx_jax.config import MeshConfig
+from longctx_jax.config import ConfigError, MeshConfig
 from longctx_jax.sharding import make_mesh
 from longctx_jax.suites.evaluate import Evaluation, evaluate_model
 from longctx_jax.suites.suite import Grid
@@ -36,3 +36,54 @@ def test_all_suites_run_on_a_model_of_no_words(folder, tmp_path):
   assert results['suites']['passkey']['score'] == 0
   assert results['suites']['perplexity']['loss']['loss'] > 4
   assert 'passkey: 0%' in (out / 'evaluation.html').read_text()
+
+
+@pytest.fixture
+def measure(folder, tmp_path):
+  """Measures the perplexity of 60 tokens: the suite that takes seconds."""
+  text = tmp_path / 'text.txt'
+  text.write_text('It was late. A man went home by the river. ' * 20)
+
+  def run(seed=0, length=60, suites=('perplexity',), rope=None, **how):
+    grid = Grid((length,), num_depths=1, samples=1, seed=seed)
+    evaluation = Evaluation(suites, grid, **{'text': str(text), **how})
+    loaded = load_model(str(folder), rope=rope)
+    mesh = make_mesh(SPLIT, jax.devices()[:1])
+    return evaluate_model(loaded, evaluation, tmp_path / 'out', mesh, SPLIT)
+
+  return run
+
+
+NTK = {'scaling': 'ntk', 'factor': 4.0}
+
+
+def test_one_place_holds_results_of_the_same_settings(measure, tmp_path):
+  results = measure()
+  settings = results['suites']['perplexity']['settings']
+  assert settings['rope'] == 'base 10000.0'
+  assert settings['weights'].startswith('files ')
+  # Another suite does not go beside it with another RoPE, nor the same.
+  path = tmp_path / 'out' / 'results.json'
+  before = path.read_bytes()
+  for suites in (('perplexity',), ('needle',)):
+    with pytest.raises(ConfigError) as error:
+      measure(suites=suites, rope=NTK)
+    assert str(error.value) == (
+      f"{path} holds results with other settings (rope is 'base 10000.0' there,"
+      " 'base 10000.0, scaling ntk, factor 4.0' here): give another --out"
+    )
+  with pytest.raises(ConfigError, match='seed is 0 there, 1 here'):
+    measure(seed=1)
+  with pytest.raises(ConfigError, match=r"text is '?[^;]*/text\.txt' there"):
+    measure(text=str(tmp_path))
+  assert path.read_bytes() == before
+  assert measure(length=50)['suites']['perplexity']['length'] == 50
+
+
+@pytest.mark.parametrize('text', ['{"suites": {"nee', '[]', '{"suites": [1]}'])
+def test_damaged_results_are_named(measure, tmp_path, text):
+  path = tmp_path / 'out' / 'results.json'
+  path.parent.mkdir()
+  path.write_text(text)
+  with pytest.raises(ConfigError, match=r'results\.json is damaged: remove it'):
+    measure()

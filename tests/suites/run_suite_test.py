@@ -106,7 +106,8 @@ def test_predictions_are_on_disk_before_the_next_are_asked(tmp_path):
 
   class Looking(Model):
     def __call__(self, prompts, max_new_tokens):
-      there.append(len(lines(tmp_path)) - 1)
+      written = (tmp_path / 'counting.jsonl').exists()
+      there.append(len(lines(tmp_path)) - 1 if written else 0)
       return super().__call__(prompts, max_new_tokens)
 
   run(tmp_path, Looking())
@@ -148,6 +149,43 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path):
   with pytest.raises(ConfigError, match=r'chat is True there, False here'):
     run(tmp_path, Model(), chat=False)
   assert (tmp_path / 'counting.jsonl').read_bytes() == before
+
+
+def test_all_settings_that_differ_are_named_briefly(tmp_path):
+  run(tmp_path, Model(), chat=True, seed=0, text='a' * 500)
+  with pytest.raises(ConfigError) as error:
+    run(tmp_path, Model(), chat=False, seed=1, text='b' * 500)
+  message = str(error.value)
+  assert 'chat is True there, False here; seed is 0 there, 1 here' in message
+  assert f"text is '{'a' * 59}... there, '{'b' * 59}... here" in message
+  assert 'model' not in message
+  assert len(message) < len(str(tmp_path)) + 300
+
+
+def test_a_run_that_fails_leaves_no_file(tmp_path):
+  class NoRoom(Counting):
+    def examples(self, prompter):
+      yield from super().examples(prompter)
+      raise ConfigError('no room')
+
+  with pytest.raises(ConfigError, match='no room'):
+    run(tmp_path, Model(), NoRoom(6))
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path, Model(0))
+  assert not list(tmp_path.iterdir())
+  # A file of settings alone, as a kill may leave it, binds nobody.
+  (tmp_path / 'counting.jsonl').write_text('{"settings": {"model": "other"}}\n')
+  assert run(tmp_path, Model()) == run(tmp_path / 'b', Model())
+  assert lines(tmp_path)[0] == {'settings': {'model': 'm'}}
+
+
+@pytest.mark.parametrize('text', ['[1]\n', '{"a": 1}', '{"a": 1}\n{}\n'])
+def test_a_file_that_is_not_ours_is_left_alone(tmp_path, text):
+  path = tmp_path / 'counting.jsonl'
+  path.write_text(text)
+  with pytest.raises(ConfigError, match='do not say their settings'):
+    run(tmp_path, Model())
+  assert path.read_text() == text
 
 
 def test_a_damaged_line_is_named(tmp_path):
