@@ -203,7 +203,8 @@ def _evaluate_flags(values: flags.FlagValues) -> None:
   what = {
     'text': 'file or directory of text; else books, or the docs of Python',
     'needle': 'number or sandwich',
-    'needle_sentence': 'a needle of your own, with its question and answer',
+    'needle_sentence': 'a needle of your own, with its question and answer;'
+    ' {key} and {value} in them are drawn',
     'needle_question': 'see --needle_sentence',
     'needle_answer': 'see --needle_sentence',
     'needle_at': 'sentence: behind a full stop; token: exactly there',

@@ -172,7 +172,7 @@ class InfiniteBenchSuite:
 
   def _prompt(self, prompter, context, asked) -> np.ndarray:
     task = TASKS[self.name]
-    text = task.prompt.replace('{context}', context).replace('{input}', asked)
+    text = task.prompt.format(context=context, input=asked)
     if len(prompter.after):
       return prompter.prompt([text], task.prefix)
     # A base model reads on: the official prompt has the prefix on a new line.

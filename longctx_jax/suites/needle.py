@@ -20,7 +20,10 @@ from longctx_jax.suites.suite import Example, Grid, too_short
 
 
 class NeedleText(NamedTuple):
-  """A kind of needle; {key} and {value} are drawn for each."""
+  """A kind of needle; {key} and {value} are drawn for each.
+
+  All other braces are text: a needle may be code.
+  """
 
   sentence: str
   question: str
@@ -92,18 +95,14 @@ class NeedleSuite:
   def _example(self, prompter, ends, length, depth, rng, name) -> Example:
     needle = self.needle
     pairs = _draw_pairs(rng, self.num_needles)
-    asked = dict(zip(('key', 'value'), pairs[0], strict=True))
-    hidden = [
-      prompter.encode(needle.sentence.format(key=key, value=value))
-      for key, value in pairs
-    ]
+    hidden = [prompter.encode(_fill(needle.sentence, pair)) for pair in pairs]
     introduced = needle is NEEDLES['number']
     parts = [
       INTRODUCTION if introduced else '',
       np.zeros(0, np.int32),
-      '\n\n' + needle.question.format(**asked),
+      '\n\n' + _fill(needle.question, pairs[0]),
     ]
-    prefix = needle.prefix.format(**asked)
+    prefix = _fill(needle.prefix, pairs[0])
     frame = len(prompter.prompt(parts, prefix)) + sum(map(len, hidden))
     room = length - self.max_new_tokens - frame
     if room < 0:
@@ -122,7 +121,7 @@ class NeedleSuite:
     return Example(
       name,
       prompter.prompt(parts, prefix),
-      needle.answer.format(**asked),
+      _fill(needle.answer, pairs[0]),
       self.max_new_tokens,
       length,
       depth,
@@ -160,6 +159,11 @@ def walk_back(ends: np.ndarray, start: int, place: int) -> int:
   while place and not ends[(start + place - 1) % len(ends)]:
     place -= 1
   return place
+
+
+def _fill(text: str, pair: tuple[str, str]) -> str:
+  key, value = pair
+  return text.replace('{key}', key).replace('{value}', value)
 
 
 def _draw_pairs(rng, count) -> list[tuple[str, str]]:

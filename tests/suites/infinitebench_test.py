@@ -139,6 +139,18 @@ def test_official_files_are_read_and_what_is_cut_is_said(tmp_path):
   assert [e.depth for e in examples] == [1.0, 0.1, 0.5, 1.0, 0.0]
 
 
+def test_braces_of_official_files_are_text(tmp_path):
+  prompter = word_prompter()
+  context = 'Some {input} and {0} and {context}: 71432. '
+  fields = row(0, 0) | {'context': context}
+  suite = InfiniteBenchSuite(
+    'passkey', GRID, write(tmp_path / 'passkey.jsonl', fields)
+  )
+  text = shown(next(suite.examples(prompter)), prompter)
+  assert context in text
+  assert text.count('What is the pass key?') == 1
+
+
 def test_a_tokenizer_of_single_digits_has_room_for_all_of_them():
   prompter = word_prompter(word=r' |[^\W\d]+|\W|\d')
   for task, new in (('passkey', 7), ('number_string', 12)):

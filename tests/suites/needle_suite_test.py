@@ -169,3 +169,29 @@ def test_a_needle_of_ones_own():
   assert suite.score('it is blue', example) == 1
   with pytest.raises(ConfigError, match='no distractors'):
     suite_of(prompter, needle=needle, num_needles=2)
+
+
+@pytest.mark.parametrize(
+  'text',
+  ["The config is {'a': 1}.", 'Set x = { now.', '{} {0} }{ {key', '{{}}'],
+)
+def test_braces_of_ones_own_needle_are_text(text):
+  prompter = word_prompter()
+  needle = NeedleText(f'{text} ', f'Why {text}?', text, text, 'substring')
+  suite = suite_of(prompter, needle=needle)
+  example = next(suite.examples(prompter))
+  assert shown(example, prompter).count(text) == 3
+  assert example.answer == text
+
+
+def test_keys_and_values_of_ones_own_needle_are_drawn():
+  prompter = word_prompter()
+  needle = NeedleText(
+    "{'{key}': {value}}. ", 'What is {key}?', '', '{value}', 'substring'
+  )
+  suite = suite_of(prompter, needle=needle, num_needles=2)
+  example = next(suite.examples(prompter))
+  text = shown(example, prompter)
+  key = text.rpartition('What is ')[2].partition('?')[0]
+  assert f"{{'{key}': {example.answer}}}. " in text
+  assert text.count("{'") == 2
