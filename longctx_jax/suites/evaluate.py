@@ -74,6 +74,14 @@ class Evaluation:
         raise ConfigError(
           f'--{name}={getattr(self, name)}: can be {", ".join(known)}'
         )
+    for name in ('num_needles', 'num_targets', 'num_documents', 'batch_tokens'):
+      if getattr(self, name) < 1:
+        raise ConfigError(f'--{name}={getattr(self, name)} must be at least 1')
+    if 'perplexity' in self.suites and max(self.grid.lengths) < 2:
+      raise ConfigError(
+        f'--lengths={max(self.grid.lengths)}: the suite perplexity needs 2'
+        ' tokens at least, one before the one that is foretold'
+      )
     own = (self.needle_sentence, self.needle_question, self.needle_answer)
     if any(own) and not all(own):
       raise ConfigError(

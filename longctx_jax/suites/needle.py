@@ -79,6 +79,10 @@ class NeedleSuite:
   max_new_tokens: int = 32  # ours: a sentence that leads to the number
 
   def __post_init__(self):
+    if self.num_needles > (most := len(word_lists()['word'])):
+      raise ConfigError(
+        f'--num_needles={self.num_needles}: there are keys for {most}'
+      )
     if '{value}' not in self.needle.sentence and self.num_needles > 1:
       raise ConfigError(
         f'--suite={self.name}: a needle without {{key}} and {{value}} has no'

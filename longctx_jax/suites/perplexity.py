@@ -55,9 +55,10 @@ def perplexity(
   Raises:
     ConfigError: no document is long enough.
   """
-  if num_targets >= length:
+  if not 1 <= num_targets < length:
     raise ConfigError(
-      f'--num_targets={num_targets} must be below the length of {length}'
+      f'--num_targets={num_targets} must be at least 1, and below the length of'
+      f' {length}'
     )
   texts = [d[:length] for d in documents if len(d) >= length]
   if not texts:

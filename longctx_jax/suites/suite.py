@@ -37,10 +37,13 @@ class Grid:
 
   def __post_init__(self):
     if not self.lengths or min(self.lengths) < 1:
-      raise ConfigError(f'--lengths={self.lengths}: give numbers of tokens')
+      lengths = ','.join(map(str, self.lengths))
+      raise ConfigError(f'--lengths={lengths}: give numbers of tokens')
     for name in ('num_depths', 'samples'):
       if getattr(self, name) < 1:
         raise ConfigError(f'--{name}={getattr(self, name)} must be at least 1')
+    if self.seed < 0:
+      raise ConfigError(f'--seed={self.seed} must be at least 0')
 
   @property
   def depths(self) -> list[float]:

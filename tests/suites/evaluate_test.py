@@ -87,3 +87,20 @@ def test_damaged_results_are_named(measure, tmp_path, text):
   path.write_text(text)
   with pytest.raises(ConfigError, match=r'results\.json is damaged: remove it'):
     measure()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'num_needles': 0}, '--num_needles=0 must be at least 1'),
+    ({'num_targets': 0}, '--num_targets=0 must be at least 1'),
+    ({'num_documents': 0}, '--num_documents=0 must be at least 1'),
+    ({'batch_tokens': 0}, '--batch_tokens=0 must be at least 1'),
+    ({'seed': -1}, '--seed=-1 must be at least 0'),
+    ({'length': 0}, '--lengths=0: give numbers of tokens'),
+    ({'length': 1}, '--lengths=1: the suite perplexity needs 2 tokens'),
+  ],
+)
+def test_numbers_that_make_no_sense_are_refused(measure, changes, message):
+  with pytest.raises(ConfigError, match=message):
+    measure(**changes)

@@ -195,3 +195,8 @@ def test_keys_and_values_of_ones_own_needle_are_drawn():
   key = text.rpartition('What is ')[2].partition('?')[0]
   assert f"{{'{key}': {example.answer}}}. " in text
   assert text.count("{'") == 2
+
+
+def test_more_needles_than_keys_are_refused():
+  with pytest.raises(ConfigError, match=r'--num_needles=100000: .* keys for'):
+    suite_of(word_prompter(), num_needles=100_000)

@@ -86,5 +86,11 @@ def test_short_documents_are_left_out_and_none_is_an_error():
   assert found['num_documents'] == 1
   with pytest.raises(ConfigError, match=r'256 tokens .* the longest has 255'):
     measure([constant(9, LENGTH - 1)])
-  with pytest.raises(ConfigError, match='--num_targets=256 must be below'):
-    measure([constant(3)], num_targets=256)
+  for num_targets in (0, 256):
+    with pytest.raises(ConfigError, match=f'--num_targets={num_targets} must'):
+      measure([constant(3)], num_targets=num_targets)
+
+
+def test_two_tokens_are_enough():
+  found, _ = measure([np.array([3, 7])], length=2, num_targets=1)
+  assert found['loss']['loss'] == pytest.approx(7 - 0.001)
