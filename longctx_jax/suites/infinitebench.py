@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.suites.official_files import TEXT, Field, read_examples
 from longctx_jax.suites.prompter import (
   Prompter,
   cut_middle,
@@ -76,6 +76,19 @@ TASKS = {
     50,
     among_words,
   ),
+}
+
+
+def _is_answer(value: Any) -> bool:
+  # Released files have lists of one answer, the generator writes texts.
+  first = value[0] if isinstance(value, list) and value else value
+  return type(first) in (str, int) and str(first) != ''
+
+
+_FIELDS = {
+  'context': TEXT,
+  'input': TEXT,
+  'answer': Field('a text or a list of one', _is_answer),
 }
 
 
@@ -141,12 +154,9 @@ class InfiniteBenchSuite:
     return Example(name, found[1], pairs[0][1], new, length, depth)
 
   def _from_file(self, prompter, path) -> Iterator[Example]:
-    for i, fields in enumerate(
-      read_jsonl(path, ('context', 'input', 'answer'))
-    ):
-      # Released files have lists of one answer, the generator writes texts.
+    for i, fields in enumerate(read_examples(path, _FIELDS)):
       answer = fields['answer']
-      answer = answer[0] if isinstance(answer, list) else str(answer)
+      answer = str(answer[0] if isinstance(answer, list) else answer)
       context = fields['context']
       ids = self._prompt(prompter, context, fields['input'])
       new = self._max_new_tokens(prompter, answer)
@@ -212,27 +222,3 @@ def hide_key(task: str, key: str, num_noise: int, before: int) -> str:
 def draw_uuid(rng: np.random.Generator) -> str:
   """A random UUID of version 4."""
   return str(uuid.UUID(bytes=rng.bytes(16), version=4))
-
-
-def read_jsonl(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-  """Objects of a JSON Lines file that have the fields `needed`.
-
-  Raises:
-    ConfigError: a line that is none; names file and line.
-  """
-  try:
-    with path.open(encoding='utf-8') as file:
-      for number, line in enumerate(file, 1):
-        if not line.strip():
-          continue
-        fields = json.loads(line)
-        missing = [name for name in needed if name not in fields]
-        if missing:
-          raise ConfigError(f'{path}, line {number}: no field {missing[0]!r}')
-        yield fields
-  except OSError as error:
-    raise ConfigError(f'cannot read {path}: {error.strerror}') from error
-  except (ValueError, TypeError) as error:
-    if isinstance(error, ConfigError):
-      raise
-    raise ConfigError(f'{path}, line {number}: no JSON object') from error

@@ -9,10 +9,12 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from longctx_jax.suites.infinitebench import draw_uuid, read_jsonl
+from longctx_jax.suites.infinitebench import draw_uuid
+from longctx_jax.suites.official_files import TEXT, Field, read_examples
 from longctx_jax.suites.prompter import Prompter, largest_that_fits
 from longctx_jax.suites.suite import Example, Grid, too_short
 
@@ -20,6 +22,20 @@ _BEFORE = (
   'Extract the value corresponding to the specified key in the JSON object'
   ' below.\n\nJSON data:\n'
 )
+
+
+def _is_pairs(value: Any) -> bool:
+  return isinstance(value, list) and all(
+    isinstance(pair, list) and list(map(type, pair)) == [str, str]
+    for pair in value
+  )
+
+
+_FIELDS = {
+  'ordered_kv_records': Field('a list of pairs of texts', _is_pairs),
+  'key': TEXT,
+  'value': TEXT,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +71,7 @@ class LostInTheMiddleSuite:
       yield Example(name, found[1], pairs[0][1], new, length, depth)
 
   def _from_file(self, prompter, path) -> Iterator[Example]:
-    needed = ('ordered_kv_records', 'key', 'value')
-    for i, fields in enumerate(read_jsonl(path, needed)):
+    for i, fields in enumerate(read_examples(path, _FIELDS)):
       records = [tuple(pair) for pair in fields['ordered_kv_records']]
       gold = fields['key'], fields['value']
       others = [pair for pair in records if pair[0] != gold[0]]

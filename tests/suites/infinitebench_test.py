@@ -160,20 +160,22 @@ def test_a_tokenizer_of_single_digits_has_room_for_all_of_them():
 
 
 @pytest.mark.parametrize(
-  ('text', 'message'),
+  ('changes', 'message'),
   [
-    (None, 'cannot read .*x.jsonl: No such file'),
-    ('{"context": "a", "input": "b"}\n', "line 1: no field 'answer'"),
-    (f'{json.dumps(row(1, 1))}\n{{"context"', 'line 2: no JSON object'),
-    ('3\n', 'line 1: no JSON object'),
+    ({'answer': []}, r"'answer' must be a text or a list of one, and is \[\]"),
+    ({'answer': ''}, "'answer' must be a text or a list of one"),
+    ({'answer': None}, "'answer' must be .* is null"),
+    ({'answer': [['a']]}, "'answer' must be"),
+    ({'context': 5}, "'context' must be a text, and is 5"),
+    ({'input': {'a': 1}}, "'input' must be a text"),
   ],
 )
-def test_a_bad_file_is_named_with_its_line(tmp_path, text, message):
-  path = tmp_path / 'x.jsonl'
-  if text is not None:
-    path.write_text(text)
+def test_a_field_that_is_none_is_named_with_its_line(
+  tmp_path, changes, message
+):
+  path = write(tmp_path / 'x.jsonl', row(0, 0), row(0, 0) | changes)
   suite = InfiniteBenchSuite('passkey', GRID, path)
-  with pytest.raises(ConfigError, match=message):
+  with pytest.raises(ConfigError, match=f'x.jsonl, line 2: .*{message}'):
     list(suite.examples(word_prompter()))
 
 

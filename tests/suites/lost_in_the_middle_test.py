@@ -57,6 +57,28 @@ def test_official_files_give_an_example_for_each_depth(tmp_path):
   assert suite.score('it is v4.', examples[0]) == 0
 
 
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'ordered_kv_records': [['a', 'b', 'c']]}, 'a list of pairs of texts'),
+    ({'ordered_kv_records': [['a', 3]]}, 'a list of pairs of texts'),
+    ({'ordered_kv_records': ['ab']}, 'a list of pairs of texts'),
+    ({'ordered_kv_records': 5}, 'a list of pairs of texts, and is 5'),
+    ({'key': 3}, "'key' must be a text, and is 3"),
+    ({'value': 4}, "'value' must be a text, and is 4"),
+  ],
+)
+def test_a_field_that_is_none_is_named_with_its_line(
+  tmp_path, changes, message
+):
+  path = tmp_path / 'kv.jsonl'
+  fields = {'ordered_kv_records': [['a', 'b']], 'key': 'a', 'value': 'b'}
+  path.write_text(json.dumps(fields) + '\n' + json.dumps(fields | changes))
+  suite = LostInTheMiddleSuite(GRID, path)
+  with pytest.raises(ConfigError, match=f'kv.jsonl, line 2: .*{message}'):
+    list(suite.examples(word_prompter()))
+
+
 def test_a_length_without_room_is_refused():
   suite = LostInTheMiddleSuite(Grid((20,), 1, 1, 0))
   with pytest.raises(ConfigError, match='20 tokens have no room'):
