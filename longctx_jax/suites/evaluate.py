@@ -147,6 +147,7 @@ def evaluate_model(
         out,
         asked_as=settings[name],
         batch_tokens=evaluation.batch_tokens,
+        any_length=bool(evaluation.data),
       )
       _logger.info('%s: %.0f%% of %d', name, 100 * found['score'], found['num'])
       if found['truncated']:

@@ -22,6 +22,8 @@ MEANINGS = {
   'kv_retrieval': 'InfiniteBench KV: the value of a key among UUIDs.',
   'lost_in_the_middle': 'Lost in the Middle: the value of a key among UUIDs.',
 }
+# ours: 9,000 pixels; a grid of hundreds of lengths is past what PNGs can hold.
+_MAX_INCHES = 60
 
 
 def write_evaluation(results: dict[str, Any], directory: Path) -> Path:
@@ -63,12 +65,18 @@ def heatmap_of(
     found = suite['cells'][str(length)].get(depth)
     return math.nan if found is None else found['score']
 
+  shortest = suite.get('shortest', {})
+  columns = [(shortest.get(str(n), n), n) for n in lengths]
   beyond = [length > max_len for length in lengths]
   return {
     'name': name,
     'meaning': MEANINGS.get(name, ''),
     **{k: suite[k] for k in ('score', 'num', 'truncated', 'answer_lost')},
     'lengths': lengths,
+    'labels': [
+      f'{last:,}' if first == last else f'{first:,}\u2013{last:,}'
+      for first, last in columns
+    ],
     'depths': depths,
     'scores': [[score(n, d) for n in lengths] for d in depths],
     'rows': [
@@ -84,7 +92,10 @@ def write_png(drawn: dict[str, Any], model: str, path: Path) -> None:
   lengths, depths = drawn['lengths'], drawn['depths']
   with matplotlib.rc_context(figures.STYLE):
     figure = Figure(
-      figsize=(1.8 + 0.75 * len(lengths), 1.5 + 0.42 * len(depths)),
+      figsize=(
+        min(1.8 + 0.75 * len(lengths), _MAX_INCHES),
+        min(1.5 + 0.42 * len(depths), _MAX_INCHES),
+      ),
       layout='constrained',
       dpi=150,
     )
@@ -106,7 +117,8 @@ def write_png(drawn: dict[str, Any], model: str, path: Path) -> None:
     axes.set_xlim(0, len(lengths))
     axes.set_ylim(len(depths), 0)
     axes.set_xticks(
-      [i + 0.5 for i in range(len(lengths))], [f'{n:,}' for n in lengths]
+      [i + 0.5 for i in range(len(lengths))],
+      [label.replace('\u2013', '\u2013\n') for label in drawn['labels']],
     )
     axes.set_yticks(
       [i + 0.5 for i in range(len(depths))],
@@ -135,7 +147,7 @@ def print_suite(name: str, suite: dict[str, Any]) -> None:
     head = f'perplexity {math.exp(suite["loss"]["loss"]):.2f}'
   else:
     drawn = heatmap_of(name, suite, 0)
-    rows = [['depth', *map(str, drawn['lengths'])]]
+    rows = [['depth', *(x.replace(',', '') for x in drawn['labels'])]]
     rows += [
       [d, *(shown.text for shown in cells)] for d, cells in drawn['rows']
     ]

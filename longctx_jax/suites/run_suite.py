@@ -24,6 +24,7 @@ from longctx_jax.workdir import write_atomically
 
 _logger = logging.getLogger(__name__)
 
+MAX_RANGES = 12  # ours: columns of a map that fits a page
 # (prompts, tokens each may write) -> what the model writes, end left out.
 Answer = Callable[[Sequence[np.ndarray], int], list[str]]
 
@@ -36,6 +37,7 @@ def run_suite(
   *,
   asked_as: dict[str, Any],
   batch_tokens: int,
+  any_length: bool = False,
 ) -> dict[str, Any]:
   """Asks what has not been asked, and sums up all of the suite's file.
 
@@ -46,6 +48,7 @@ def run_suite(
     directory: receives the files.
     asked_as: settings that predictions of one file have to share.
     batch_tokens: prompts go to the model together up to so many.
+    any_length: the examples are of no grid, and are summed up by ranges.
 
   Raises:
     ConfigError: the file there is of other settings, or not ours.
@@ -71,7 +74,7 @@ def run_suite(
       _write_records(path, records, asked_as if not asked else None)
       asked += len(batch)
       progress.update(asked)
-  return summarise(read_predictions(path))
+  return summarise(read_predictions(path), any_length=any_length)
 
 
 def open_predictions(
@@ -159,17 +162,30 @@ class Cell:
   num: int
 
 
-def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """Means: of all, by length and depth; and what was cut out of prompts."""
+def summarise(
+  records: Sequence[dict[str, Any]], *, any_length: bool = False
+) -> dict[str, Any]:
+  """Means: of all, by length and depth; and what was cut out of prompts.
+
+  Lengths of `any_length` are put together: a range has its longest in `cells`,
+  and its shortest in `shortest`.
+  """
+  lengths = {record['length'] for record in records}
+  ranges = (
+    length_ranges(lengths) if any_length else {n: (n, n) for n in lengths}
+  )
   cells: dict[str, dict[str, list[float]]] = {}
   for record in records:
-    by_depth = cells.setdefault(str(record['length']), {})
+    by_depth = cells.setdefault(str(ranges[record['length']][1]), {})
     by_depth.setdefault(f'{record["depth"]:g}', []).append(record['score'])
   return {
     'score': float(np.mean([r['score'] for r in records])),
     'num': len(records),
     'truncated': float(np.mean([r['truncated'] for r in records])),
     'answer_lost': float(np.mean([r['answer_lost'] for r in records])),
+    'shortest': {
+      str(last): first for first, last in sorted(set(ranges.values()))
+    },
     'cells': {
       length: {
         depth: dataclasses.asdict(Cell(float(np.mean(scores)), len(scores)))
@@ -178,3 +194,18 @@ def summarise(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
       for length, by_depth in sorted(cells.items(), key=lambda x: int(x[0]))
     },
   }
+
+
+def length_ranges(lengths: Iterable[int]) -> dict[int, tuple[int, int]]:
+  """Each length's range, (shortest, longest) of those that are there.
+
+  A range ends at a power of two:   250 256 281 500   ->   250-256 281-500
+  """
+  factor = 1
+  while True:
+    ranges: dict[int, list[int]] = {}
+    for length in sorted(lengths):
+      ranges.setdefault((length - 1).bit_length() // factor, []).append(length)
+    if len(ranges) <= MAX_RANGES:
+      return {n: (r[0], r[-1]) for r in ranges.values() for n in r}
+    factor += 1

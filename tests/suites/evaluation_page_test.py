@@ -4,8 +4,14 @@ import json
 
 import matplotlib.image
 import numpy as np
+import pytest
 
-from longctx_jax.suites.page import heatmap_of, print_suite, write_evaluation
+from longctx_jax.suites.page import (
+  heatmap_of,
+  print_suite,
+  write_evaluation,
+  write_png,
+)
 
 CELLS = {
   '100': {'0': {'score': 1.0, 'num': 2}, '0.5': {'score': 0.5, 'num': 2}},
@@ -43,6 +49,35 @@ def test_cells_stand_by_length_and_depth_and_those_beyond_are_marked():
   ] == [('0%', ['100%', '\u2013']), ('50%', ['50%', '0%'])]
   assert drawn['edge'] == 1
   assert heatmap_of('needle', SUITE, 4000)['edge'] == -1
+
+
+RANGES = {**SUITE, 'shortest': {'100': 60, '2000': 2000}}
+
+
+def test_ranges_of_lengths_are_labelled(tmp_path, capsys):
+  drawn = heatmap_of('kv_retrieval', RANGES, 1000)
+  assert drawn['labels'] == ['60\u2013100', '2,000']
+  results = {**RESULTS, 'suites': {'kv_retrieval': RANGES}}
+  page = write_evaluation(results, tmp_path).read_text()
+  assert '>60&#8211;100</th>' in page
+  assert '>2,000</th>' in page
+  print_suite('kv_retrieval', RANGES)
+  assert '  depth  60\u2013100  2000\n' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('ways', [(600, 1), (1, 600)])
+def test_a_picture_of_hundreds_of_cells_is_not_too_large(tmp_path, ways):
+  lengths, depths = ways
+  cells = {
+    str(1000 + n): {
+      f'{d / 1000:g}': {'score': 0.0, 'num': 1} for d in range(depths)
+    }
+    for n in range(lengths)
+  }
+  drawn = heatmap_of('needle', {**SUITE, 'cells': cells}, 8192)
+  write_png(drawn, 'm', tmp_path / 'needle.png')
+  shape = matplotlib.image.imread(tmp_path / 'needle.png').shape
+  assert max(shape[:2]) <= 9000
 
 
 def test_the_page_says_what_was_asked_and_what_was_cut(tmp_path):

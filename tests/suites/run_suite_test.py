@@ -1,12 +1,18 @@
 """Predictions: as they come, once each, and summed up."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 
 from longctx_jax.config_from_dict import ConfigError
-from longctx_jax.suites.run_suite import run_suite
+from longctx_jax.suites.run_suite import (
+  MAX_RANGES,
+  length_ranges,
+  run_suite,
+  summarise,
+)
 from longctx_jax.suites.suite import Example
 from tests.suites.words import word_prompter
 
@@ -72,6 +78,35 @@ def test_results_are_means_by_length_and_depth(tmp_path):
   }
   assert list(results['cells']) == ['20', '100']
   assert (results['truncated'], results['answer_lost']) == (0.0, 0.0)
+
+
+def record(length, score):
+  cut = {'truncated': False, 'answer_lost': False}
+  return {'length': length, 'depth': 0.5, 'score': score, **cut}
+
+
+def test_lengths_of_no_grid_are_put_together_between_powers_of_two():
+  records = [record(n, n % 2) for n in (300, 251, 256, 250, 281, 301, 512, 513)]
+  results = summarise(records, any_length=True)
+  assert results['cells'] == {
+    '256': {'0.5': {'score': pytest.approx(1 / 3), 'num': 3}},
+    '512': {'0.5': {'score': 0.5, 'num': 4}},
+    '513': {'0.5': {'score': 1.0, 'num': 1}},
+  }
+  assert results['shortest'] == {'256': 250, '512': 281, '513': 513}
+  # Those of a grid are what was asked for.
+  assert len(summarise(records)['cells']) == len(records)
+  assert set(summarise(records)['shortest']) == set(summarise(records)['cells'])
+
+
+def test_there_are_few_ranges_whatever_the_lengths():
+  lengths = [*range(1, 300), *(3**i for i in range(14)), 1_000_000]
+  ranges = length_ranges(lengths)
+  assert set(ranges) == set(lengths)
+  assert 5 <= len(set(ranges.values())) <= MAX_RANGES
+  assert all(first <= n <= last for n, (first, last) in ranges.items())
+  spans = sorted(set(ranges.values()))
+  assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))
 
 
 def test_every_prediction_is_on_its_line(tmp_path):
