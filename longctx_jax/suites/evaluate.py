@@ -186,7 +186,7 @@ def make_suite(
   if name in TASKS:
     return InfiniteBenchSuite(name, grid, data, loaded.max_len)
   if name == 'lost_in_the_middle':
-    return LostInTheMiddleSuite(grid, data)
+    return LostInTheMiddleSuite(grid, data, loaded.max_len)
   needle = NEEDLES[evaluation.needle]
   if evaluation.needle_sentence:
     needle = NeedleText(

@@ -16,12 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from longctx_jax.suites.official_files import TEXT, Field, read_examples
-from longctx_jax.suites.prompter import (
-  Prompter,
-  cut_middle,
-  largest_that_fits,
-)
-from longctx_jax.suites.suite import Example, Grid, too_short
+from longctx_jax.suites.prompter import Prompter, largest_that_fits
+from longctx_jax.suites.suite import Example, Grid, cut_to_fit, too_short
 
 NOISE = (
   'The grass is green. The sky is blue. The sun is yellow. Here we go. There'
@@ -160,25 +156,11 @@ class InfiniteBenchSuite:
       context = fields['context']
       ids = self._prompt(prompter, context, fields['input'])
       new = self._max_new_tokens(prompter, answer)
-      limit = (self.max_len or len(ids) + new) - new
-      kept, (start, stop) = cut_middle(ids, limit)
       where = context.find(answer)
-      depth = max(where, 0) / max(len(context), 1)
-      lost = (
-        start < stop
-        and answer not in prompter.tokenizer.decode(kept[:start])
-        and answer not in prompter.tokenizer.decode(kept[start:])
-      )
-      yield Example(
-        str(fields.get('id', i)),
-        kept,
-        answer,
-        new,
-        len(kept) + new,
-        round(depth, 1),
-        truncated=start < stop,
-        answer_lost=lost,
-      )
+      depth = round(max(where, 0) / max(len(context), 1), 1)
+      name = str(fields.get('id', i))
+      example = Example(name, ids, answer, new, len(ids) + new, depth)
+      yield cut_to_fit(example, prompter, self.max_len)
 
   def _prompt(self, prompter, context, asked) -> np.ndarray:
     task = TASKS[self.name]

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from longctx_jax.config_from_dict import ConfigError
-from longctx_jax.suites.prompter import Prompter
+from longctx_jax.suites.prompter import Prompter, cut_middle
 
 
 class Example(NamedTuple):
@@ -77,4 +77,28 @@ def too_short(name: str, length: int, needed: int) -> ConfigError:
   return ConfigError(
     f'--lengths: {length} tokens have no room for the suite {name}, which needs'
     f' {needed} without any context'
+  )
+
+
+def cut_to_fit(example: Example, prompter: Prompter, max_len: int) -> Example:
+  """Without its middle if prompt and answer are longer than `max_len`; 0: any.
+
+  Raises:
+    ConfigError: the answer alone is.
+  """
+  ids, new = example.tokens, example.max_new_tokens
+  if not max_len or len(ids) + new <= max_len:
+    return example
+  if new + 2 > max_len:
+    raise ConfigError(
+      f'--data: example {example.name}: its answer takes {new} tokens, and the'
+      f' model is made for {max_len}: give one that is made for longer texts'
+    )
+  kept, (start, _) = cut_middle(ids, max_len - new)
+  lost = not any(
+    example.answer in prompter.tokenizer.decode(part)
+    for part in (kept[:start], kept[start:])
+  )
+  return example._replace(
+    tokens=kept, length=max_len, truncated=True, answer_lost=lost
   )

@@ -7,7 +7,7 @@ import pytest
 
 from longctx_jax.config import ConfigError, MeshConfig
 from longctx_jax.sharding import make_mesh
-from longctx_jax.suites.evaluate import Evaluation, evaluate_model
+from longctx_jax.suites.evaluate import Evaluation, evaluate_model, make_suite
 from longctx_jax.suites.suite import Grid
 from longctx_jax.weights.loaded_model import load_model
 
@@ -104,3 +104,10 @@ def test_damaged_results_are_named(measure, tmp_path, text):
 def test_numbers_that_make_no_sense_are_refused(measure, changes, message):
   with pytest.raises(ConfigError, match=message):
     measure(**changes)
+
+
+@pytest.mark.parametrize('name', ['kv_retrieval', 'lost_in_the_middle'])
+def test_official_prompts_are_cut_to_what_the_model_is_made_for(folder, name):
+  loaded = load_model(str(folder))
+  evaluation = Evaluation((name,), Grid((9,), 1, 1, 0), data='x.jsonl')
+  assert make_suite(name, evaluation, loaded, None).max_len == loaded.max_len

@@ -57,6 +57,30 @@ def test_official_files_give_an_example_for_each_depth(tmp_path):
   assert suite.score('it is v4.', examples[0]) == 0
 
 
+def test_prompts_longer_than_the_model_lose_their_middle(tmp_path):
+  records = [[f'k{i:02}', f'V{i:02}'] for i in range(40)]
+  path = tmp_path / 'kv.jsonl'
+  fields = {'ordered_kv_records': records, 'key': 'k03', 'value': 'V03'}
+  path.write_text(json.dumps(fields))
+  prompter = word_prompter()
+  whole = list(LostInTheMiddleSuite(GRID, path, 5000).examples(prompter))
+  assert not any(e.truncated or e.answer_lost for e in whole)
+  cut = list(LostInTheMiddleSuite(GRID, path, 200).examples(prompter))
+  assert all(e.truncated for e in cut)
+  # It is asked for the value at the beginning, in the middle, at the end.
+  assert [e.answer_lost for e in cut] == [False, True, False]
+  for example in cut:
+    used = len(example.tokens) + example.max_new_tokens
+    assert used == example.length == 200
+    text = shown(example, prompter)
+    assert text.startswith('<user>Extract the value')
+    assert text.endswith('Key: "k03"<model>Corresponding value:')
+  with pytest.raises(
+    ConfigError, match=r'--data: example 0-0: its answer takes \d+'
+  ):
+    list(LostInTheMiddleSuite(GRID, path, 3).examples(prompter))
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
