@@ -71,9 +71,13 @@ def read_parquet(part: Part) -> Iterator[Document | Problem]:
   parquet = import_optional('pyarrow.parquet', 'parquet')
   row, left = 0, FREE_BYTES
   try:
-    # Neither the file nor a column of a row group is held as a whole.
+    # Neither the file nor a column of a row group is held as a whole. Where
+    # pages have checksums, a flipped bit is found: it may read as other text.
     with parquet.ParquetFile(
-      part.path, pre_buffer=False, buffer_size=1 << 20
+      part.path,
+      pre_buffer=False,
+      buffer_size=1 << 20,
+      page_checksum_verification=True,
     ) as file:
       metadata = file.metadata
       row = sum(metadata.row_group(i).num_rows for i in range(part.start))

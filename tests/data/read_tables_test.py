@@ -167,6 +167,37 @@ def test_columns_are_checked_before_anything_is_read(
     list_parts(source, 'web', Path())
 
 
+@pytest.mark.parametrize('compression', ['none', 'snappy'])
+@pytest.mark.parametrize('dictionary', [True, False])
+def test_a_flipped_bit_of_a_page_with_a_checksum_gives_no_other_text(
+  tmp_path, compression, dictionary
+):
+  path = tmp_path / 'a.parquet'
+  texts = [f'text {i} ' + 'of some words ' * 5 for i in range(20)]
+  pyarrow.parquet.write_table(
+    pyarrow.table({'text': texts}),
+    path,
+    compression=compression,
+    use_dictionary=dictionary,
+    write_page_checksum=True,
+  )
+  whole = path.read_bytes()
+  with pyarrow.parquet.ParquetFile(path) as file:
+    column = file.metadata.row_group(0).column(0)
+  size = column.total_compressed_size
+  num_found = 0
+  for place in range(4, 4 + size, 7):
+    flipped = bytearray(whole)
+    flipped[place] ^= 1 << place % 8
+    path.write_bytes(flipped)
+    *before, last = outcomes(read('parquet', path))
+    num_found += last == 'damaged'
+    assert [*before, last] == texts or (
+      last == 'damaged' and before == texts[: len(before)]
+    )
+  assert num_found > size // 7 // 2  # the others are in headers
+
+
 def test_names_that_are_no_names_are_problems(tmp_path):
   table = {'text': ['x', 'y', 'z'], 'id': [1, None, 3]}
   formats.write_parquet(tmp_path / 'a.parquet', table)
