@@ -68,6 +68,11 @@ class TextSource:
       if not suffix.startswith('.'):
         raise ConfigError(f'suffixes: {suffix!r} must begin with a dot')
 
+  @property
+  def takes_path(self) -> bool:
+    """Whether its documents are read from `path`."""
+    return self.kind in _KINDS_WITH['path']
+
 
 @dataclasses.dataclass(frozen=True)
 class ConversationFiles:

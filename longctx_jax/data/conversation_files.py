@@ -159,6 +159,11 @@ def _shape_of(record, path, field) -> str:
 
 
 def _paths(files, field) -> list[Path]:
+  if not files.path:  # to `Path` it is the working directory
+    raise ConfigError(
+      f"{field}.path='': say where the conversations are, a file or a directory"
+      ' of *.jsonl and *.json'
+    )
   path = Path(files.path)
   found = [path]
   if path.is_dir():

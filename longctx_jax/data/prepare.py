@@ -27,6 +27,7 @@ from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data import synthetic_tables
 from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
+from longctx_jax.data.corpus_inputs import check_inputs, naming_source
 from longctx_jax.data.counts import HELDOUT, Counts
 from longctx_jax.data.disk import publish
 from longctx_jax.data.document_filters import fit_length, text_key
@@ -185,12 +186,14 @@ def _open_prepared(config) -> Corpus:
 
 
 def _write_corpus(config, directory, settings, seed):
+  check_inputs(config)
   directory.mkdir(parents=True)
   # What is given is looked at before hours of reading.
   chat = given_chat(config, directory) if config.tokenizer_path else None
   training, heldout, keys, accounts = [], [], set(), {}
   for domain, source in config.sources.items():
-    found, counts = sample_documents(source, domain, cache_dir())
+    with naming_source(domain):
+      found, counts = sample_documents(source, domain, cache_dir())
     accounts[domain] = counts
     log.info('corpus: %d documents of %s', len(found), domain)
     for document in found:

@@ -27,6 +27,7 @@ from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data import prepare
 from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
+from longctx_jax.data.corpus_inputs import check_inputs
 from longctx_jax.data.corpus_statistics import corpus_statistics
 from longctx_jax.data.counts import Counts
 from longctx_jax.data.disk import full_disk, publish
@@ -114,6 +115,7 @@ def prepare_at_scale(
 
 def _make(job, settings, seed, run, task_bytes, sample_chars) -> Chat:
   config, work = job.config, Work(job.corpus)
+  check_inputs(config)
   tasks = list_tasks(config, cache_dir(), task_bytes=task_bytes)
   if not tasks:  # all files there are hold nothing
     prepare.check_both_there(0, 0)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.corpus_config import CorpusConfig
+from longctx_jax.data.corpus_inputs import naming_source
 from longctx_jax.data.parts import PART_BYTES, Part
 from longctx_jax.data.readers import ONE_PER_PART, list_parts
 
@@ -51,15 +52,12 @@ def list_tasks(
   Raises:
     ConfigError: as `list_parts`.
   """
-  listed = [
-    [
-      (part, _num_bytes(part))
-      for part in list_parts(
-        source, domain, cache_dir, part_bytes=min(task_bytes, PART_BYTES)
-      )
-    ]
-    for domain, source in config.sources.items()
-  ]
+  part_bytes = min(task_bytes, PART_BYTES)
+  listed = []
+  for domain, source in config.sources.items():
+    with naming_source(domain):
+      parts = list_parts(source, domain, cache_dir, part_bytes=part_bytes)
+    listed.append([(part, _num_bytes(part)) for part in parts])
   total = sum(size for parts in listed for _, size in parts)
   # Each source leaves a last task that is not full.
   limit = max(task_bytes, total // max(MAX_TASKS - len(listed), 1))

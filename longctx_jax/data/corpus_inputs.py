@@ -1,0 +1,38 @@
+"""What a corpus is made from, looked at before hours of reading."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+
+from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.corpus_config import CorpusConfig
+from longctx_jax.data.conversation_files import read_conversations
+
+
+def check_inputs(config: CorpusConfig) -> None:
+  """Refuses what would end the work after all documents are tokenised.
+
+  Of conversation files, the first conversation is read.
+
+  Raises:
+    ConfigError: a path is empty, or no conversation file is at it, or the first
+      is of no known shape.
+  """
+  for domain, source in config.sources.items():
+    if source.takes_path and not source.path:
+      raise ConfigError(
+        f"corpus.sources.{domain}.path='': say where its texts are, a file, a"
+        ' directory or a pattern'
+      )
+  for name, files in config.conversation_files.items():
+    field = f'corpus.conversation_files.{name}'
+    next(read_conversations(files, field, Counter()), None)
+
+
+@contextlib.contextmanager
+def naming_source(domain: str) -> Iterator[None]:
+  """Puts the name of a source before what is said of one of its fields."""
+  try:
+    yield
+  except ConfigError as error:
+    raise type(error)(f'corpus.sources.{domain}: {error}') from error
