@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data.conversation_files import read_conversations
+from longctx_jax.data.instructions import check_kind
 
 
 def check_inputs(config: CorpusConfig) -> None:
@@ -15,9 +16,18 @@ def check_inputs(config: CorpusConfig) -> None:
   Of conversation files, the first conversation is read.
 
   Raises:
-    ConfigError: a path is empty, or no conversation file is at it, or the first
-      is of no known shape.
+    ConfigError: no conversations are asked for, or of an unknown kind; or a
+      path is empty, or no conversation file is at it, or the first is of no
+      known shape.
   """
+  if not (any(config.conversations.values()) or config.conversation_files):
+    raise ConfigError(
+      'corpus.conversations asks for none, and there are no'
+      ' corpus.conversation_files: a corpus must hold some, which need not be'
+      ' in data.mixture. Set corpus.conversations.needle=1'
+    )
+  for kind in config.conversations:
+    check_kind(kind)
   for domain, source in config.sources.items():
     if source.takes_path and not source.path:
       raise ConfigError(

@@ -132,6 +132,15 @@ FROM_CODE = ('write_function', 'define')
 FROM_PROSE = ('extract',)  # the others are made from any document
 
 
+def check_kind(kind: str) -> None:
+  """Raises ConfigError for an unknown kind of conversation."""
+  if kind not in KINDS:
+    raise ConfigError(
+      f'corpus.conversations: unknown kind {kind!r}, there are'
+      f' {", ".join(KINDS)}'
+    )
+
+
 def make_conversations(
   kind: str,
   documents: Sequence[Document],
@@ -150,11 +159,7 @@ def make_conversations(
   Raises:
     ConfigError: for an unknown kind.
   """
-  if kind not in KINDS:
-    raise ConfigError(
-      f'corpus.conversations: unknown kind {kind!r}, there are'
-      f' {", ".join(KINDS)}'
-    )
+  check_kind(kind)
   made: list[Turns] = []
   while len(made) < count:
     before = len(made)

@@ -149,7 +149,7 @@ def _shown(counts, source) -> str:
 def _none_made(config, total, sources) -> str:
   problems = sum((s.problems for s in sources.values()), Counter())
   skipped = ''.join(f', {n} skipped: {p}' for p, n in problems.items())
-  names = ', '.join(sources) or 'nothing'
+  names = ', '.join(sources)
   return (
     f'corpus.conversations and conversation_files ({names}): none is of at most'
     f' corpus.max_conversation_len={config.max_conversation_len} tokens'

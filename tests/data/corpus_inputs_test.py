@@ -67,3 +67,18 @@ def test_a_field_that_is_wrong_is_named_with_its_source(
   line = refused(make, sources={'books': source})
   assert line.startswith('corpus.sources.books: path=')
   assert 'no such file or directory' in line
+
+
+@MAKE
+@pytest.mark.parametrize(
+  ('kinds', 'message'),
+  [
+    ({}, 'corpus.conversations asks for none, and there are no'),
+    ({'extract': 0, 'needle': 0}, 'Set corpus.conversations.needle=1'),
+    ({'rhyme': 1}, "corpus.conversations: unknown kind 'rhyme', there are"),
+  ],
+)
+def test_conversations_that_cannot_be_made_are_refused_first(
+  refused, make, kinds, message
+):
+  assert message in refused(make, conversations=kinds)

@@ -137,7 +137,6 @@ def test_conversations_too_long_to_train_on_are_left_out(texts, tmp_path):
     # Fails while the last of the three stores is being written.
     ({'conversations': {'extract': 9, 'poem': 1}}, ConfigError, "'poem'"),
     ({'max_conversation_len': 5}, ConfigError, r'_len=5 tokens \(20 are long'),
-    ({'conversations': {}}, ConfigError, r'\(nothing\): none'),
     ({'conversations': {'define': 9}}, ConfigError, 'need a source of kind st'),
     ({'vocab_size': 60_000}, TokenizerError, 'too little text'),
     ({'heldout_frac': 1e-9}, ConfigError, '40 training and 0 held-out'),
