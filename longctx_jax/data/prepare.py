@@ -308,9 +308,10 @@ def _tokenised(
       accounts[document.domain].move(ends_as, len(document.text))
     if tokens is not None:
       yield StoredDocument(document.name, document.domain, tokens, None)
-  for kind, count in dropped.items():
-    log.info('corpus: %d documents left out as %s', count, kind)
-  check_any_kept(config, len(documents) - dropped.total(), len(documents))
+  for done, count in dropped.items():
+    log.info('corpus: %d documents left out as %s', count, done)
+  seen, kept = len(documents), len(documents) - dropped.total()
+  check_any_kept(config, kept, seen, heldout=kind == HELDOUT)
 
 
 def tokenise(
@@ -334,14 +335,20 @@ def tokenise(
       yield document, *fit_length(tokens, config.filters)
 
 
-def check_any_kept(config: CorpusConfig, kept: int, seen: int) -> None:
+def check_any_kept(
+  config: CorpusConfig, kept: int, seen: int, *, heldout: bool
+) -> None:
   """Raises ConfigError if the filters left no document of a store."""
-  if not kept:
-    raise ConfigError(
-      f'corpus.filters: none of {seen} documents has a length of'
-      f' {config.filters.min_tokens} to {config.filters.max_tokens or "any"}'
-      ' tokens'
-    )
+  if kept:
+    return
+  store, advice = 'training', 'give more text'
+  if heldout:
+    store, advice = 'held-out', 'raise corpus.heldout_frac, give more text'
+  raise ConfigError(
+    f'corpus.filters: none of the {seen} {store} documents has a length of'
+    f' {config.filters.min_tokens} to {config.filters.max_tokens or "any"}'
+    f' tokens: {advice}, or change min_tokens, max_tokens or too_long'
+  )
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -134,7 +134,7 @@ def _make(job, settings, seed, run, task_bytes, sample_chars) -> Chat:
   log.info('corpus: %d tasks of %d sources', len(tasks), len(config.sources))
   everything = range(len(tasks))
   _run_all('scan', 'scanned', job, everything, run)
-  counts = _choose(config, work, tasks, sample_chars)
+  counts, chosen = _choose(config, work, tasks, sample_chars)
   documents = _sample(job, work, everything, run, needed=_reads_text(config))
   chat = chat or _trained_chat(config, documents, job.corpus)
   job = job._replace(tokenizer_fingerprint=chat.tokenizer.fingerprint)
@@ -145,7 +145,7 @@ def _make(job, settings, seed, run, task_bytes, sample_chars) -> Chat:
   domains = list(config.sources)
   for task, scanned, each in zip(tasks, counts, written, strict=True):
     accounts[domains[task.source]] += scanned + each.counts
-  _finish(job, written, accounts, settings)
+  _finish(job, written, accounts, settings, chosen)
   if not _is_finished(job.corpus / 'conversations'):
     made = {}
     write_store(
@@ -190,8 +190,14 @@ def _run_all(step, label, job, numbers, run):
       raise
 
 
-def _choose(config, work, tasks, sample_chars) -> list[Counts]:
-  """Writes what becomes of each document; returns what each scan counted."""
+def _choose(
+  config, work, tasks, sample_chars
+) -> tuple[list[Counts], tuple[int, int]]:
+  """Writes what becomes of each document.
+
+  Returns what each scan counted, and how many documents are chosen for
+  training, and to be held out.
+  """
   scanned = [work.load('scan', number) for number in range(len(tasks))]
   choices = choose(
     [each.scan for each in scanned],
@@ -208,7 +214,7 @@ def _choose(config, work, tasks, sample_chars) -> list[Counts]:
     training += int((choice.limits > 0).sum() - held.sum())
   _log_problems(config, tasks, scanned)
   prepare.check_both_there(training, heldout)
-  return [each.counts for each in scanned]
+  return [each.counts for each in scanned], (training, heldout)
 
 
 def _log_problems(config, tasks, scanned):
@@ -279,13 +285,12 @@ def _forget_lost_shards(work, numbers):
       work.discard('write', [number])
 
 
-def _finish(job, written, accounts, settings):
-  seen = sum(account.documents['seen'] for account in accounts.values())
+def _finish(job, written, accounts, settings, chosen):
   of_stores = (accounts, prepare.heldout_accounts(accounts))
-  for name, of_store in zip(STORES, of_stores, strict=True):
+  for name, of_store, seen in zip(STORES, of_stores, chosen, strict=True):
     shards = [getattr(each, name) for each in written]
     kept = sum(shard.counts.documents for shard in shards)
-    prepare.check_any_kept(job.config, kept, seen)
+    prepare.check_any_kept(job.config, kept, seen, heldout=name == 'heldout')
     if not _is_finished(job.corpus / name):
       finish_store(
         job.corpus / name,

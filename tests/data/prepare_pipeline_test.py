@@ -9,6 +9,7 @@ import pytest
 
 from longctx_jax.config import ConfigError
 from longctx_jax.data.counts import Counts
+from longctx_jax.data.documents import is_heldout
 from longctx_jax.data.parts import DocumentError
 from longctx_jax.data.prepare import open_corpus, prepare_corpus
 from longctx_jax.data.prepare_pipeline import STATISTICS, prepare_at_scale
@@ -225,6 +226,30 @@ def test_filters_that_leave_nothing_are_named(texts, tmp_path):
   config = config_of(texts, heldout_frac=1e-9)
   with pytest.raises(ConfigError, match=r'empty corpus: .* 0 held-out'):
     prepare_at_scale(config, tmp_path / 'd', **PREPARE)
+
+
+@pytest.mark.parametrize('make', [prepare_corpus, prepare_at_scale])
+@pytest.mark.parametrize(
+  ('too_short', 'message'),
+  [
+    ('held-out', r'none of the 5 held-out .* 99 to any tokens: raise corpus.h'),
+    ('training', r'none of the 35 training .* 99 to any tokens: give more te'),
+  ],
+)
+def test_filters_that_leave_one_store_empty_say_which(
+  tmp_path, make, too_short, message
+):
+  (tmp_path / 'texts').mkdir()
+  for i in range(40):
+    held = is_heldout(f'text_files/{i}.txt', 0.2)
+    words = 50 if held == (too_short == 'held-out') else 400
+    (tmp_path / 'texts' / f'{i}.txt').write_text(f'{i} ' + 'words ' * words)
+  text = {'kind': 'text_files', 'max_chars': 10**6}
+  sources = {'text': {**text, 'path': str(tmp_path / 'texts')}}
+  filters = {'min_tokens': 99}
+  config = config_of(tmp_path, sources=sources, filters=filters, vocab_size=330)
+  with pytest.raises(ConfigError, match=message):
+    make(config, tmp_path / 'c', seed=0)
 
 
 def test_sources_of_nothing_are_an_empty_corpus(texts, tmp_path):
