@@ -10,6 +10,7 @@ import hashlib
 import heapq
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from longctx_jax.config_from_dict import ConfigError
@@ -72,21 +73,32 @@ def sample_documents(
         sample.add(item)
   documents, counts = sample.finish()
   counts.check()
+  check_text_field(source, counts, problems)
+  for kind, message in problems.items():
+    _logger.warning(
+      'corpus: %d documents of %s left out as %s, the first: %s',
+      counts.documents[kind],
+      domain,
+      kind,
+      message,
+    )
+  return documents, counts
+
+
+def check_text_field(
+  source: TextSource, counts: Counts, problems: Mapping[str, str]
+) -> None:
+  """Raises ConfigError if not one record of a source has its text field.
+
+  Args:
+    problems: kind -> the first message.
+  """
   unread = counts.documents
   if 0 < unread['no_text_field'] == unread['seen']:
     raise ConfigError(
       f'text_field={source.text_field!r}: none of {unread["seen"]} records of'
       f' {source.path} has text in it; {problems["no_text_field"]}'
     )
-  for kind, message in problems.items():
-    _logger.warning(
-      'corpus: %d documents of %s left out as %s, the first: %s',
-      unread[kind],
-      domain,
-      kind,
-      message,
-    )
-  return documents, counts
 
 
 class _Sample:

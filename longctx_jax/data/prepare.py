@@ -14,8 +14,9 @@ import dataclasses
 import json
 import logging
 import shutil
+import types
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,7 +207,7 @@ def _write_corpus(config, directory, settings, seed):
       (heldout if held else training).append(document)
   if doubles := sum(each.documents['double'] for each in accounts.values()):
     log.info('corpus: %d documents left out as doubles of others', doubles)
-  check_both_there(len(training), len(heldout))
+  check_both_there(len(training), len(heldout), accounts)
   chat = chat or trained_chat(config, training, directory)
   tokenizer = chat.tokenizer
 
@@ -237,14 +238,38 @@ def heldout_accounts(accounts: dict[str, Counts]) -> dict[str, Counts]:
   return {domain: each.of_heldout() for domain, each in accounts.items()}
 
 
-def check_both_there(training: int, heldout: int) -> None:
-  """Raises ConfigError if there are no documents to train or evaluate on."""
-  if not training or not heldout:
-    raise ConfigError(
-      f'empty corpus: {training} training and {heldout} held-out documents.'
-      ' Both must be there: raise corpus.sources.*.max_chars or change'
-      ' corpus.heldout_frac'
+def check_both_there(
+  training: int,
+  heldout: int,
+  accounts: Mapping[str, Counts],
+  problems: Mapping[tuple[str, str], str] = types.MappingProxyType({}),
+) -> None:
+  """Raises ConfigError if there are no documents to train or evaluate on.
+
+  Args:
+    accounts: what became of the documents of each source.
+    problems: (source, kind) -> the first message, where it is known.
+  """
+  if training and heldout:
+    return
+  message = (
+    f'empty corpus: {training} training and {heldout} held-out documents.'
+    ' Both must be there: raise corpus.sources.*.max_chars or change'
+    ' corpus.heldout_frac'
+  )
+  left_out = [
+    (count, domain, kind)
+    for domain, counts in accounts.items()
+    for kind, count in counts.dropped().items()
+  ]
+  if left_out:
+    count, domain, kind = max(left_out)
+    first = problems.get((domain, kind), '')
+    message += (
+      f', or look at what was left out: {count} documents of {domain} as'
+      f' {kind}{first and f", the first: {first}"}'
     )
+  raise ConfigError(message)
 
 
 def given_chat(config: CorpusConfig, directory: Path) -> Chat:

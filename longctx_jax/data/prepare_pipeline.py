@@ -18,7 +18,6 @@ the corpus appears under its name when all is done.
 import functools
 import json
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,10 +26,11 @@ from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data import prepare
 from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
-from longctx_jax.data.corpus_inputs import check_inputs
+from longctx_jax.data.corpus_inputs import check_inputs, naming_source
 from longctx_jax.data.corpus_statistics import corpus_statistics
 from longctx_jax.data.counts import Counts
 from longctx_jax.data.disk import full_disk, publish
+from longctx_jax.data.documents import check_text_field
 from longctx_jax.data.parts import Document
 from longctx_jax.data.prepare import Corpus, corpus_settings, open_corpus
 from longctx_jax.data.prepare_choice import choose
@@ -118,7 +118,7 @@ def _make(job, settings, seed, run, task_bytes, sample_chars) -> Chat:
   check_inputs(config)
   tasks = list_tasks(config, cache_dir(), task_bytes=task_bytes)
   if not tasks:  # all files there are hold nothing
-    prepare.check_both_there(0, 0)
+    prepare.check_both_there(0, 0, {})
   made_from = {
     'settings': settings,
     'page_tokens': job.page_tokens,
@@ -212,24 +212,37 @@ def _choose(
     held = each.scan.heldout & (choice.limits > 0)
     heldout += int(held.sum())
     training += int((choice.limits > 0).sum() - held.sum())
-  _log_problems(config, tasks, scanned)
-  prepare.check_both_there(training, heldout)
+  accounts, problems = _problems(config, tasks, scanned)
+  prepare.check_both_there(training, heldout, accounts, problems)
   return [each.counts for each in scanned], (training, heldout)
 
 
-def _log_problems(config, tasks, scanned):
-  """One line for each kind of problem of a source, as `read_documents`."""
-  found, first = Counter(), {}
+def _problems(config, tasks, scanned):
+  """(counts of each source, first messages); logs them as `read_documents`.
+
+  Raises:
+    ConfigError: a source has no record with its text field.
+  """
+  accounts = {domain: Counts() for domain in config.sources}
+  domains, first = list(config.sources), {}
   for task, each in zip(tasks, scanned, strict=True):
+    domain = domains[task.source]
+    accounts[domain] += each.counts
     for kind, message in each.problems.items():
-      found[task.source, kind] += each.counts.documents[kind]
-      first.setdefault((task.source, kind), message)
-  domains = list(config.sources)
-  for (source, kind), count in found.items():
+      first.setdefault((domain, kind), message)
+  for domain, source in config.sources.items():
+    with naming_source(domain):
+      check_text_field(
+        source,
+        accounts[domain],
+        {kind: text for (of, kind), text in first.items() if of == domain},
+      )
+  for (domain, kind), message in first.items():
     log.warning(
       'corpus: %d documents of %s left out as %s, the first: %s',
-      *(count, domains[source], kind, first[source, kind]),
+      *(accounts[domain].documents[kind], domain, kind, message),
     )
+  return accounts, first
 
 
 def _reads_text(config) -> bool:

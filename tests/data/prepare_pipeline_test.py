@@ -252,6 +252,29 @@ def test_filters_that_leave_one_store_empty_say_which(
     make(config, tmp_path / 'c', seed=0)
 
 
+@pytest.mark.parametrize('make', [prepare_corpus, prepare_at_scale])
+def test_a_wrong_text_field_is_named_with_its_source(texts, tmp_path, make):
+  source = {'kind': 'jsonl', 'max_chars': 10**6, 'text_field': 'prose'}
+  path = tmp_path / 'a.jsonl'
+  path.write_text('{"body": "x"}\n' * 3)
+  sources = {'records': {**source, 'path': str(path)}}
+  with pytest.raises(ConfigError) as raised:
+    make(config_of(texts, sources=sources), tmp_path / 'c', seed=0)
+  assert str(raised.value) == (
+    f"corpus.sources.records: text_field='prose': none of 3 records of {path}"
+    f" has text in it; {path}, byte 0: its field 'prose' is absent, not text"
+  )
+
+
+@pytest.mark.parametrize('make', [prepare_corpus, prepare_at_scale])
+def test_an_empty_corpus_says_what_was_left_out(tmp_path, make):
+  (tmp_path / 'a.jsonl').write_text('{"text": "short"}\n{\n{\n')
+  source = {'kind': 'jsonl', 'max_chars': 10**6}
+  sources = {'records': {**source, 'path': str(tmp_path / 'a.jsonl')}}
+  with pytest.raises(ConfigError, match='2 documents of records as bad_json'):
+    make(config_of(tmp_path, sources=sources), tmp_path / 'c', seed=0)
+
+
 def test_sources_of_nothing_are_an_empty_corpus(texts, tmp_path):
   (tmp_path / 'nothing.jsonl').touch()
   source = {'kind': 'jsonl', 'max_chars': 10**6}
