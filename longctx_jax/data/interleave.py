@@ -112,8 +112,10 @@ def interleave_chunks(
     rng: if something is random: a pair of draws a chunk, for cut and place.
 
   Raises:
-    ValueError: something is random, and there is no rng.
+    ValueError: something is random, and there is no rng; or an argument is none
+      of these.
   """
+  _check_arguments(num_chunks, split, order, min_chunk_len)
   if rng is None and (split, order) != ('equal', 'round_robin'):
     raise ValueError(f'split={split!r}, order={order!r}: draw them from an rng')
   wanted = np.broadcast_to(num_chunks, len(documents)).tolist()
@@ -133,6 +135,21 @@ def interleave_chunks(
   else:
     ordered = round_robin(chunks)
   return [token for chunk in ordered for token in chunk]
+
+
+def _check_arguments(num_chunks, split, order, min_chunk_len):
+  for name, value, choices in (
+    ('split', split, ('equal', 'random')),
+    ('order', order, ('round_robin', 'shuffle')),
+  ):
+    if value not in choices:
+      raise ValueError(f'{name}={value!r}: choose {" or ".join(choices)}')
+  for name, least in (
+    ('num_chunks', np.min(num_chunks, initial=1)),
+    ('min_chunk_len', min_chunk_len),
+  ):
+    if least < 1:
+      raise ValueError(f'{name}={least}: must be 1 or more')
 
 
 def interleave_rows(
@@ -155,7 +172,11 @@ def interleave_rows(
     order: 'round_robin' or 'shuffle'.
     interleave_prob: of each row; the others are left as they are.
     min_chunk_len: what is too short to be a chunk.
+
+  Raises:
+    ValueError: an argument is none of these.
   """
+  _check_arguments(num_chunks, split, order, min_chunk_len)
   lens = plan.stops - plan.starts
   row_of_slice = np.repeat(np.arange(len(plan)), np.diff(plan.row_offsets))
   chosen = (rng.random(len(plan)) < interleave_prob)[row_of_slice]

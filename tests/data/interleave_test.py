@@ -318,6 +318,28 @@ def test_utk_cuts_and_shuffles_the_rows_as_told(lengths, min_chunk_len, prob):
 
 
 @pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'split': 'bogus'}, "split='bogus': choose equal or random"),
+    ({'order': 'bogus'}, "order='bogus': choose round_robin or shuffle"),
+    ({'num_chunks': 0}, 'num_chunks=0: must be 1 or more'),
+    ({'num_chunks': (2, -1)}, 'num_chunks=-1: must be 1 or more'),
+    ({'min_chunk_len': 0}, 'min_chunk_len=0: must be 1 or more'),
+  ],
+)
+def test_arguments_that_make_no_sense_are_named(options, message):
+  options = {'num_chunks': 2, **options}
+  with pytest.raises(ValueError, match=f'^{message}$'):
+    interleave_chunks([[1, 2], [3, 4]], **options)
+  how = {'split': 'equal', 'order': 'shuffle', 'interleave_prob': 1.0}
+  rng = np.random.default_rng(0)
+  plan = concat_rows(np.array([2, 2]), 4, rng)
+  options['num_chunks'] = np.array(options['num_chunks'])
+  with pytest.raises(ValueError, match=f'^{message}$'):
+    interleave_rows(plan, rng=rng, **{**how, **options})
+
+
+@pytest.mark.parametrize(
   'options',
   [
     {'docs_per_row': 0, 'num_chunks': 2},
