@@ -91,7 +91,7 @@ def store_rows(domains: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
   """A row for each domain, and one of all if there are several.
 
   `longer` is the share of documents of each length or more, `shares` that of
-  the tokens in each bucket, with the colours of its cell.
+  the tokens in each bucket, with the colours of its cell and their number.
   """
   rows = dict(domains)
   if len(rows) > 1:
@@ -124,8 +124,8 @@ def _above(row):
   return range(1, len(row['documents_by_length']))
 
 
-def _share_cells(counts, total) -> list[Cell]:
-  return [share_cell(count / total) for count in counts]
+def _share_cells(counts, total) -> list[tuple[Cell, int]]:
+  return [(share_cell(count / total), count) for count in counts]
 
 
 def share_cell(share: float) -> Cell:

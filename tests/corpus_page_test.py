@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from longctx_jax import corpus_page
@@ -24,17 +25,23 @@ def row(documents, tokens):
   }
 
 
+def shown(cells):
+  return [(cell.text, count) for cell, count in cells]
+
+
 def test_shares_are_of_documents_of_a_length_or_more():
   # ProLong's Table 14 reads so: ArXiv 85.7, 64.0, ... from 4K, 8K, ...
   books, code, all_of_it = store_rows(
     {'books': row([1, 2, 1], [5, 10, 35]), 'code': row([4, 0, 0], [50, 0, 0])}
   )
-  assert [cell.text for cell in books['longer']] == ['75.0', '25.0']
-  assert [cell.text for cell in books['shares']] == ['10.0', '20.0', '70.0']
-  assert [cell.text for cell in code['longer']] == ['0', '0']
+  assert shown(books['longer']) == [('75.0', 3), ('25.0', 1)]
+  assert shown(books['shares']) == [('10.0', 5), ('20.0', 10), ('70.0', 35)]
+  assert shown(code['longer']) == [('0', 0), ('0', 0)]
   assert (all_of_it['documents'], all_of_it['tokens']) == (8, 100)
-  assert [cell.text for cell in all_of_it['longer']] == ['37.5', '12.5']
-  assert [cell.text for cell in all_of_it['shares']] == ['55.0', '10.0', '35.0']
+  assert shown(all_of_it['longer']) == [('37.5', 3), ('12.5', 1)]
+  assert shown(all_of_it['shares']) == [
+    *(('55.0', 55), ('10.0', 10), ('35.0', 35)),
+  ]
   assert len(store_rows({'books': row([1, 2, 1], [5, 10, 35])})) == 1
 
 
@@ -53,6 +60,10 @@ def test_the_page_is_self_contained_and_has_every_count(tmp_path):
   assert path.name == corpus_page.PAGE
   assert not re.search(r'(src|href)=|@import|url\(|<script', page)
   assert f'>{int(corpus.documents.lengths.sum()):,}<' in page
+  by_length = np.histogram(
+    corpus.documents.lengths, [0, 4096, 10**9], weights=corpus.documents.lengths
+  )[0].astype(int)
+  assert f'<small>{by_length[0]:,}</small>' in page
   for kind in ('kept', 'double', 'over budget', 'bad json', 'line ends'):
     assert f'<th scope="row">{kind}</th>' in page
   for heading in ('Training documents', 'Held-out documents', 'Conversations'):
