@@ -33,6 +33,11 @@ def as_text(inspection: Inspection, chat: Chat) -> str:
     f' data {inspection.fingerprint}',
     '',
     *count_lines(inspection.counts),
+    *(
+      line
+      for about, rule in inspection.corpus
+      for line in _hanging(f'corpus, {about}: ', visible(rule))
+    ),
     '',
     f'{len(inspection.rows)} of the {data.batch_size} rows of step'
     f' {inspection.step}; {OPEN}{CLOSE} hold what is trained on, {NEW_LINE} is'

@@ -11,6 +11,7 @@ from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data.pipeline import BatchSource, RowOrigin
 from longctx_jax.data.prepare import Corpus
 from longctx_jax.data.row_sources import Origin
+from longctx_jax.inspection.corpus_rules import corpus_rules
 from longctx_jax.inspection.counts import Counts, count_sources
 
 
@@ -70,6 +71,7 @@ class Inspection(NamedTuple):
   step: int
   rows: list[RowView]
   counts: Counts
+  corpus: list[tuple[str, str]]  # what its documents are, and the rule
 
 
 def inspect_step(
@@ -97,6 +99,9 @@ def inspect_step(
     step,
     [view_row(i, source.origin(i), source[i]) for i in shown],
     count_sources(stage, source, step, num_steps),
+    corpus_rules(
+      corpus.documents.settings['corpus'], corpus.documents.accounts
+    ),
   )
 
 

@@ -52,6 +52,5 @@ def row_of_texts(tokenizer, texts: dict[str, str], seq_len: int = 0) -> RowView:
 def inspection_of(stage, *rows: RowView) -> Inspection:
   """An inspection of these rows, with counts of nothing."""
   counts = SourceCounts('text', 'of <i>texts</i>', 1.0)
-  return Inspection(
-    stage, '0123456789ab', 0, list(rows), Counts(0, 1, [counts], counts, [])
-  )
+  counts = Counts(0, 1, [counts], counts, [])
+  return Inspection(stage, '0123456789ab', 0, list(rows), counts, [])

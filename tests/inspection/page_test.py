@@ -232,6 +232,13 @@ def test_shares_keep_none_and_all_for_none_and_all(share, text):
   assert share_text(share) == text
 
 
+def test_the_page_says_which_documents_the_corpus_holds(corpus, write):
+  inspection = inspect_step(small.stage_config(), corpus, num_rows=1)
+  page = write(inspection).text()
+  for _, rule in inspection.corpus:
+    assert rule in page
+
+
 def test_the_terminal_says_the_same_counts(corpus):
   inspection = inspect_step(small.stage_config(), corpus, num_rows=2)
   text = as_text(inspection, corpus.chat)
@@ -244,6 +251,7 @@ def test_the_terminal_says_the_same_counts(corpus):
   ]
   for column, _ in inspection.counts.rules:
     assert f'\n{column}: ' in text
+  assert '\ncorpus, documents: max_chars of each source: 60,000 of code' in text
   for row in inspection.rows:
     assert f'row {row.number}: row {row.origin.number} of' in text
     for stretch in row.stretches[:6]:
