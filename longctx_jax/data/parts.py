@@ -153,6 +153,11 @@ def too_large(source: TextSource) -> BadRecord:
   )
 
 
+def reason(error: Exception, silent: str) -> str:
+  """What an error says, to go on behind; `silent` if it says nothing."""
+  return str(error).strip(' .\n') or silent
+
+
 def printable(name: str) -> str:
   """`name` without what UTF-8 cannot hold, such as odd bytes of file names."""
   return name.encode('utf-8', 'backslashreplace').decode()

@@ -14,10 +14,14 @@ from longctx_jax.data.parts import (
   import_optional,
   name_from,
   read_item,
+  reason,
   text_from,
 )
 from longctx_jax.data.read_json import object_from_json
 from longctx_jax.data.source_files import find_files
+
+# ArrayRecord refuses some files without a word.
+_SILENT = 'it is no ArrayRecord, or is cut short'
 
 
 def list_array_record(
@@ -62,8 +66,9 @@ def read_array_record(part: Part) -> Iterator[Document | Problem]:
   try:
     _open_records(part.path)
   except RuntimeError as error:
+    why = reason(error, _SILENT)
     yield Problem(
-      part.name, 'damaged', f'{part.path}: {error}. The file is left out'
+      part.name, 'damaged', f'{part.path}: {why}. The file is left out'
     )
 
 
@@ -162,7 +167,7 @@ def _records(part) -> Iterator[Callable[[], bytes]]:
     except RuntimeError as error:
       # One that met damage is of no further use; the records beyond it are.
       reader = None
-      yield _raiser(BadRecord('damaged', str(error)))
+      yield _raiser(BadRecord('damaged', reason(error, _SILENT)))
     else:
       yield lambda record=record: record
 

@@ -19,6 +19,7 @@ from longctx_jax.data.parts import (
   import_optional,
   name_from,
   read_item,
+  reason,
   text_from,
 )
 from longctx_jax.data.read_json import FREE_BYTES, MAX_EXPANSION
@@ -337,5 +338,6 @@ def _damaged(part, row, error):
   return Problem(
     f'{part.name}@{row}',
     'damaged',
-    f'{part.path}, row {row}: {error}. The rest of the file is left out',
+    f'{part.path}, row {row}: {reason(error, "it cannot be read")}. The rest of'
+    ' the file is left out',
   )

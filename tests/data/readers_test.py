@@ -197,6 +197,9 @@ def test_a_damaged_file_is_a_problem_and_the_others_are_read(
   assert [problem.kind for problem in problems] == ['damaged']
   assert str(first) in problems[0].message
   assert '\n' not in problems[0].message
+  # A reason, and one full stop behind it.
+  assert ': . ' not in problems[0].message
+  assert '..' not in problems[0].message
   texts = [item.text for item in items if isinstance(item, Document)]
   # Nothing twice, nothing out of order, and all of the other file.
   assert texts[-8:] == TEXTS[12:]
