@@ -96,7 +96,7 @@ class BatchSource:
       ],
     )
     self._sources = {
-      name: _row_source(source, config, corpus, (seed, k))
+      name: _row_source(name, source, config, corpus, (seed, k))
       for k, (name, source) in enumerate(sorted(config.mixture.items()))
     }
     self.epochs = self._count_epochs()
@@ -182,7 +182,14 @@ class BatchSource:
     return epochs
 
 
-def _row_source(source, config, corpus, seed) -> RowSource:
+def _row_source(name, source, config, corpus, seed) -> RowSource:
+  try:
+    return _make_row_source(source, config, corpus, seed)
+  except ConfigError as error:
+    raise ConfigError(f'data.mixture.{name}: {error}') from error
+
+
+def _make_row_source(source, config, corpus, seed) -> RowSource:
   if isinstance(source, TableRows):
     return SyntheticTableRows(source, corpus.chat, config.seq_len, seed)
   if isinstance(source, ConversationRows):

@@ -214,7 +214,7 @@ class SyntheticTableRows:
     try:
       self.row(0)
     except ValueError as error:
-      raise ConfigError(f'data.mixture, tables: {error}') from error
+      raise ConfigError(str(error)) from error
 
   def rows(self, numbers: Sequence[int]) -> list[Row]:
     """These rows, each made by itself."""

@@ -162,6 +162,22 @@ def test_rows_that_do_not_divide_over_the_hosts_are_refused(corpus):
     make_pipeline(source_of(corpus), 8, host=(0, 3))
 
 
+@pytest.mark.parametrize(
+  ('name', 'fields', 'message'),
+  [
+    ('text', {'domains': ('nosuch',)}, 'no documents of nosuch in the store'),
+    ('text', {'planner': 'whole'}, r'document \d+ has \d+ tokens and does not'),
+    ('tables', {'tasks': {'nosuch': 1.0}}, '.*nosuch'),
+  ],
+)
+def test_what_is_wrong_with_a_source_names_it(corpus, name, fields, message):
+  data = data_config()
+  source = dataclasses.replace(data.mixture[name], weight=1.0, **fields)
+  data = dataclasses.replace(data, mixture={name: source})
+  with pytest.raises(ConfigError, match=rf'^data\.mixture\.{name}: {message}'):
+    BatchSource(data, corpus, seed=0, num_steps=STEPS)
+
+
 def test_a_pickled_source_has_the_same_rows(corpus):
   source = source_of(corpus)
   copy = pickle.loads(pickle.dumps(source))
