@@ -122,7 +122,7 @@ def open_corpus(
     StoreError: there is none, a store was tokenised by another tokenizer, or is
       damaged.
   """
-  if directory.is_dir() and not (directory / 'documents').exists():
+  if directory.exists() and not (directory / 'documents').exists():
     raise StoreError(
       f'{directory} holds no corpus: give the directory of one, or remove this'
       ' one to have a corpus made there'

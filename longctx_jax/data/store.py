@@ -270,7 +270,7 @@ class DocumentStore:
   def _unreadable(self, shard, record, document, reason):
     return StoreError(
       f'{self._paths[shard]}: document {document} cannot be read (record'
-      f' {record}: {reason}). verify_store lists all the damage. {AGAIN}'
+      f' {record}: {reason}). {AGAIN}'
     )
 
   def _records(self, shards, records, documents):

@@ -11,6 +11,7 @@ from longctx_jax.config import ConfigError
 from longctx_jax.data import prepare
 from longctx_jax.data.parts import DocumentError
 from longctx_jax.data.prepare import open_corpus, prepare_corpus
+from longctx_jax.data.prepare_pipeline import prepare_at_scale
 from longctx_jax.data.sentencepiece_tokenizer import (
   SentencePieceTokenizer,
   train_sentencepiece,
@@ -202,6 +203,9 @@ def test_a_directory_that_holds_something_else_is_named_and_left(
   with pytest.raises(StoreError, match=r'c holds no corpus: give the direc'):
     prepare_corpus(config_of(texts), tmp_path / 'c', seed=0)
   assert (tmp_path / 'c' / 'notes.txt').exists()
+  for make in (prepare_corpus, prepare_at_scale):
+    with pytest.raises(StoreError, match=r'notes\.txt holds no corpus: give'):
+      make(config_of(texts), tmp_path / 'c' / 'notes.txt', seed=0)
 
 
 def test_stores_of_another_tokenizer_are_refused(prepared, tmp_path):
