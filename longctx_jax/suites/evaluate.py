@@ -1,6 +1,7 @@
 """`longctx evaluate`: suites on one model, their results, the page."""
 
 import dataclasses
+import functools
 import json
 import logging
 from pathlib import Path
@@ -126,20 +127,22 @@ def evaluate_model(
     'suites': suites,
   }
   texts = _Texts(evaluation.text, loaded)
-  generator = None
+
+  @functools.cache
+  def generator():
+    # Weights take minutes to read: not before the examples are made.
+    return loaded.generator(mesh)
+
+  def answer(prompts, max_new_tokens):
+    found = generator().generate(
+      prompts, max_new_tokens=max_new_tokens, stop_ids=loaded.eos_ids
+    )
+    return [generated.text for generated in found]
+
   for name in evaluation.suites:
     if name == 'perplexity':
       found = _perplexity(loaded, evaluation, texts, mesh, split)
     else:
-      if generator is None:
-        generator = loaded.generator(mesh)
-
-      def answer(prompts, max_new_tokens, generator=generator):
-        found = generator.generate(
-          prompts, max_new_tokens=max_new_tokens, stop_ids=loaded.eos_ids
-        )
-        return [generated.text for generated in found]
-
       found = run_suite(
         make_suite(name, evaluation, loaded, texts),
         prompter,

@@ -1,6 +1,7 @@
 """`longctx evaluate` on a tiny model, from its folder to its page."""
 
 import json
+import types
 
 import jax
 import pytest
@@ -111,3 +112,16 @@ def test_official_prompts_are_cut_to_what_the_model_is_made_for(folder, name):
   loaded = load_model(str(folder))
   evaluation = Evaluation((name,), Grid((9,), 1, 1, 0), data='x.jsonl')
   assert make_suite(name, evaluation, loaded, None).max_len == loaded.max_len
+
+
+def test_weights_are_not_read_before_the_examples_are_good(folder, tmp_path):
+  path = tmp_path / 'x.jsonl'
+  path.write_text('{"context": 5}')
+  # Of these tensors nothing can be read.
+  nothing = types.SimpleNamespace(where=str(folder))
+  loaded = load_model(str(folder))._replace(tensors=nothing)
+  evaluation = Evaluation(('passkey',), Grid((9,), 1, 1, 0), data=str(path))
+  mesh, out = make_mesh(SPLIT, jax.devices()[:1]), tmp_path / 'out'
+  with pytest.raises(ConfigError, match="line 1: the field 'context'"):
+    evaluate_model(loaded, evaluation, out, mesh, SPLIT)
+  assert not out.exists()
