@@ -17,7 +17,7 @@ def check_inputs(config: CorpusConfig) -> None:
 
   Raises:
     ConfigError: no conversations are asked for, or of an unknown kind; or a
-      path is empty, or no conversation file is at it, or the first is of no
+      path is empty, or no conversation is at it, or the first file is of no
       known shape.
   """
   if not (any(config.conversations.values()) or config.conversation_files):
@@ -35,8 +35,13 @@ def check_inputs(config: CorpusConfig) -> None:
         ' directory or a pattern'
       )
   for name, files in config.conversation_files.items():
-    field = f'corpus.conversation_files.{name}'
-    next(read_conversations(files, field, Counter()), None)
+    field, problems = f'corpus.conversation_files.{name}', Counter()
+    if next(read_conversations(files, field, problems), None) is None:
+      skipped = ', '.join(f'{n} {kind}' for kind, n in problems.items())
+      raise ConfigError(
+        f'{field}.path={files.path!r}: no conversation is in it'
+        f' ({skipped or "it is empty"})'
+      )
 
 
 @contextlib.contextmanager

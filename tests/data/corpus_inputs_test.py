@@ -34,7 +34,11 @@ def refused(tmp_path):
 def test_conversation_files_are_looked_at_first(refused, make, tmp_path):
   (tmp_path / 'nothing').mkdir()
   (tmp_path / 'unknown.json').write_text('[{"question": "Hi"}]')
+  (tmp_path / 'lines.txt').write_text('Hi\nHello\n')
+  (tmp_path / 'empty.jsonl').touch()
   for path, message in (
+    ('lines.txt', 'no conversation is in it (2 not JSON)'),
+    ('empty.jsonl', 'no conversation is in it (it is empty)'),
     ('absent', 'expected a file, or a directory'),
     ('nothing', 'expected a file, or a directory'),
     ('unknown.json', 'a record of the keys question is of no known shape'),
