@@ -15,9 +15,12 @@ def corpus_rules(
     settings: the corpus's, from the manifest of its training documents.
     accounts: what became of the documents of each source, from the same.
   """
-  sources = ', '.join(
-    f'{source["max_chars"]:,} of {name}'
-    for name, source in settings['sources'].items()
+  names = {}
+  for name, source in settings['sources'].items():
+    names.setdefault(source['max_chars'], []).append(name)
+  limits = ', '.join(
+    f'{n:,} of {"every source" if len(names) == 1 else " and ".join(of)}'
+    for n, of in names.items()
   )
   filters = dict(settings['filters'])
   if not filters['max_tokens']:
@@ -26,7 +29,7 @@ def corpus_rules(
   rules = [
     (
       'documents',
-      f'max_chars of each source: {sources}; heldout_frac='
+      f'max_chars: {limits}; heldout_frac='
       f'{settings["heldout_frac"]} kept from training; filters:'
       f' {filters or "none"}',
     )

@@ -13,13 +13,19 @@ def rules_of(accounts=(), **changes):
 
 
 def test_what_decides_is_named_and_what_does_not_is_left_out():
-  of = 'max_chars of each source: 60,000 of code, 60,000 of docs'
+  of = 'max_chars: 60,000 of every source'
   held = f'{of}; heldout_frac=0.2 kept from training; filters: '
   assert rules_of() == [held + 'none']
   filters = {'deduplicate': True, 'max_tokens': 700, 'too_long': 'drop'}
   assert rules_of(filters=filters) == [
     held + 'deduplicate=True, max_tokens=700, too_long=drop'
   ]
+  sources = {
+    name: {'kind': 'docs', 'max_chars': n}
+    for name, n in (('a', 9), ('b', 8_000), ('c', 9))
+  }
+  (rule,) = rules_of(sources=sources)
+  assert rule.startswith('max_chars: 9 of a and c, 8,000 of b; heldout_frac')
 
 
 def test_what_became_of_documents_is_that_of_all_sources():
@@ -39,6 +45,6 @@ def test_what_became_of_documents_is_that_of_all_sources():
 def test_an_inspection_says_it_of_its_corpus(corpus):
   rules = inspect_step(small.stage_config(), corpus).corpus
   documents, became = (rule for _, rule in rules)
-  assert '60,000 of code' in documents
+  assert '60,000 of every source' in documents
   assert f': {len(corpus.documents)} to train on, ' in became
   assert f' {len(corpus.heldout)} held out' in became

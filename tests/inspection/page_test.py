@@ -251,7 +251,7 @@ def test_the_terminal_says_the_same_counts(corpus):
   ]
   for column, _ in inspection.counts.rules:
     assert f'\n{column}: ' in text
-  assert '\ncorpus, documents: max_chars of each source: 60,000 of code' in text
+  assert '\ncorpus, documents: max_chars: 60,000 of every source' in text
   for row in inspection.rows:
     assert f'row {row.number}: row {row.origin.number} of' in text
     for stretch in row.stretches[:6]:
