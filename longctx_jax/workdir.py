@@ -7,6 +7,7 @@ stages/1_pretrain/        checkpoints/, metrics.jsonl, tensorboard/ (profiles
                           too), started.json: when; results.json once trained
                           and evaluated
 summary.json report.html  after every stage
+evaluation/pretrain/      what `longctx evaluate` found of that stage
 """
 
 import copy
