@@ -131,7 +131,7 @@ def _read_beside(directory: Path) -> _Beside:
     # Hugging Face keeps added tokens in two places; those of the model itself
     # may be among them.
     listed = fields.get('added_tokens_decoder', {}).items()
-    added = {token['content']: int(i) for i, token in listed}
+    added = {_token_name(token): int(i) for i, token in listed}
     names = [_token_name(fields.get(f)) for f in ('bos_token', 'eos_token')]
     path = directory / _ADDED
     added |= {name: int(i) for name, i in _read_json(path).items()}
@@ -147,4 +147,8 @@ def _read_json(path) -> dict[str, Any]:
 
 def _token_name(token) -> str:
   """A token is named by text, by {'content': text}, or by null: it has none."""
-  return (token if isinstance(token, str | None) else token['content']) or ''
+  name = '' if token is None else token
+  name = name if isinstance(name, str) else name['content']
+  if not isinstance(name, str):
+    raise TypeError(f'{name!r} is no name of a token')
+  return name

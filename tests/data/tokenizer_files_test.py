@@ -80,7 +80,13 @@ def test_tokens_that_a_folder_adds_to_sentencepiece_are_read(tmp_path):
     ('tokenizer_config.json', '{'),
     ('tokenizer_config.json', '[]'),
     ('tokenizer_config.json', '{"bos_token": {"contents": "<s>"}}'),
+    ('tokenizer_config.json', '{"eos_token": 5}'),
+    ('tokenizer_config.json', '{"eos_token": {"content": null}}'),
     ('tokenizer_config.json', '{"added_tokens_decoder": {"a": {}}}'),
+    (
+      'tokenizer_config.json',
+      '{"added_tokens_decoder": {"5": {"content": 5}}}',
+    ),
     ('added_tokens.json', '{"<a>": "last"}'),
     ('added_tokens.json', '3'),
   ],
