@@ -13,10 +13,10 @@ have equal stretches of the block, and of those whose stretch has begun the one
 whose stretch ends first is next (S. Baruah et al., Proportionate progress,
 Algorithmica 15, 1996, for one processor). What is left open is drawn:
 
-    a, half      [a    ][a    ][a    ][a    ]      stretches
-    b, a quarter [b          ][b            ]
-    c, a quarter [c          ][c            ]
-                 a  c   a  b   b  a   a  c         an order
+    a, half         [    ][    ][    ][    ]    stretches
+    b, a quarter    [          ][          ]
+    c, a quarter    [          ][          ]
+                     a  c  a  b  a  b  c  a     an order
 """
 
 import heapq
