@@ -191,6 +191,11 @@ def _flag_error(error: Exception, verb: str, argv: list[str]) -> str:
     if verb == 'recipe' and flag.split('.')[1:2] == [field]:
       advice += '; fields of a stage are --config.stages.STAGE.FIELD'
     return f'{flag}: no field {field!r}{advice}'
+  if odd := re.match(r"Could not parse '(.*)': SyntaxError", text):
+    return (
+      f'--config.{odd[1]}: a name that is no word goes in brackets, as'
+      ' "--config.data.mixture[\'code@512k\'].weight=0.1"'
+    )
   if 'get_config' in text:
     return f'--config={_config_file(argv)}: the file has no get_config()'
   return ' '.join(text.split())

@@ -174,6 +174,11 @@ def test_a_wrong_command_ends_in_one_clear_line(run, argv, says):
     (PRETRAIN, '--config.train.steps.x=3', 'train.steps.x'),
     (
       PRETRAIN,
+      '--config.data.mixture.code@512k.weight=.1',
+      'code@512k.weight: a name that is no word goes in brackets, as',
+    ),
+    (
+      PRETRAIN,
       '--config.train.micro_batches=0',
       'config.train.micro_batches must be at least 1, got 0',
     ),
