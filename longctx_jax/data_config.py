@@ -195,7 +195,7 @@ class DataConfig:
   # 'token': every target token counts the same (ProLong, sec. 5.3);
   # 'sequence': every document does (LongAlign, arXiv:2401.18058, Eq. 2-4).
   loss_normalizer: Literal['token', 'sequence']
-  # Its weights are those of step 0.
+  # Its weights, of step 0, are shares of the tokens, padding left out.
   mixture: dict[str, DocumentRows | ConversationRows | TableRows]
   # Later weights: linear from entry to entry, constant after the last one.
   weight_schedule: tuple[WeightsAt, ...] = ()

@@ -99,7 +99,7 @@ class Mixture:
     *,
     later: Sequence[tuple[int, Mapping[str, float]]] = (),
   ):
-    """Weights are shares of rows, hence of tokens: rows are equally long.
+    """Weights are shares of examples.
 
     Args:
       weights: those of example 0.

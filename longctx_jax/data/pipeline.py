@@ -15,7 +15,7 @@ import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import grain
@@ -86,19 +86,20 @@ class BatchSource:
     self._config, self._seed = config, seed
     self._num_rows = num_steps * config.batch_size
     # A config file's names are sorted, those of a dictionary need not be.
-    self._mixture = Mixture(
-      {name: s.weight for name, s in sorted(config.mixture.items())},
-      seed,
-      self._num_rows,
-      later=[
-        (entry.step * config.batch_size, entry.weights)
-        for entry in config.weight_schedule
-      ],
-    )
     self._sources = {
       name: _row_source(name, source, config, corpus, (seed, k))
       for k, (name, source) in enumerate(sorted(config.mixture.items()))
     }
+    weights = {name: config.mixture[name].weight for name in self._sources}
+    self._mixture = Mixture(
+      self._shares_of_rows(weights),
+      seed,
+      self._num_rows,
+      later=[
+        (entry.step * config.batch_size, self._shares_of_rows(entry.weights))
+        for entry in config.weight_schedule
+      ],
+    )
     self.epochs = self._count_epochs()
     self.num_threads = max(s.num_threads for s in self._sources.values())
     fields = dataclasses.asdict(config)
@@ -127,8 +128,18 @@ class BatchSource:
     return RowOrigin(name, k, source.epoch_len, source.origins(k))
 
   def shares_wanted(self, first: int, stop: int) -> dict[str, float]:
-    """Each source's share of rows [first, stop), as the config weighs them."""
-    return self._mixture.shares_wanted(first, stop)
+    """Each source's share of the tokens of rows [first, stop) by weights."""
+    rows = self._mixture.shares_wanted(first, stop)
+    tokens = {name: rows[name] * s.fill for name, s in self._sources.items()}
+    return {name: n / sum(tokens.values()) for name, n in tokens.items()}
+
+  def _shares_of_rows(self, weights: Mapping[str, float]) -> dict[str, float]:
+    """Shares of rows in which sources have `weights` as shares of tokens.
+
+    A source whose rows are half empty serves twice as many.
+    """
+    rows = {name: weights[name] / s.fill for name, s in self._sources.items()}
+    return {name: n / sum(rows.values()) for name, n in rows.items()}
 
   def __getitem__(self, i: int) -> Batch:
     """Row i of the run, as a Batch of [T] fields."""

@@ -18,6 +18,8 @@ from longctx_jax.data_config import ConversationRows, DocumentRows, TableRows
 # ours: lines of 'annotated' vary in length, and now and then one alone is too
 # long even for a row; the shortest of a few is not.
 MAX_DRAWS = 4
+# ours: so many tokens of tables, or a row, are made to see how they fill rows.
+_FILL_TOKENS = 8192
 
 
 class Row(NamedTuple):
@@ -41,6 +43,7 @@ class RowSource(Protocol):
   """Endless rows, each a pure function of its number."""
 
   fingerprint: str
+  fill: float  # tokens of its rows / places for them, above 0
   epoch_len: int | None  # rows of an epoch; None: no row comes twice
   num_threads: int  # that read it fastest, on cores that are free
 
@@ -68,6 +71,7 @@ class StoredRows:
     self._seed = seed
     self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
     self.epoch_len = len(plan)
+    self.fill = plan.num_tokens / (len(plan) * plan.row_len)
     # ours: a few hide the decompression. Where there is none, two read a fifth
     # slower than one on two cores: they fight over the interpreter.
     self.num_threads = 2 if store.is_compressed else 1
@@ -212,7 +216,7 @@ class SyntheticTableRows:
     self.fingerprint = f'{synthetic_tables.fingerprint()}-{chat.fingerprint}'
     # A task or layout that does not exist comes up now, not in a reader thread.
     try:
-      self.row(0)
+      self.fill = self._measure_fill()
     except ValueError as error:
       raise ConfigError(str(error)) from error
 
@@ -227,6 +231,12 @@ class SyntheticTableRows:
       row = self._make_row(i)
       self._latest = i, row
     return row
+
+  def _measure_fill(self) -> float:
+    """Of the first rows; the others are made alike."""
+    num_rows = max(1, _FILL_TOKENS // self._row_len)
+    made = sum(len(row.tokens) for row in self.rows(range(num_rows)))
+    return made / (num_rows * self._row_len)
 
   def _make_row(self, i):
     """Tables of log-uniform lengths until the row is full; none is cut."""

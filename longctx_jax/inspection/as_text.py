@@ -54,7 +54,7 @@ def count_lines(counts: Counts) -> list[str]:
   heads = ['rows', 'tokens', 'padding', 'targets', 'weight', 'slices']
   heads += [
     *('documents', 'epochs'),
-    *('rows wanted', 'of rows', 'of tokens', 'of targets'),
+    *('tokens wanted', 'of rows', 'of tokens', 'of targets'),
   ]
   table = [['source', *heads]]
   for count in (*counts.sources, counts.total):

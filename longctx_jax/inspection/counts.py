@@ -29,7 +29,7 @@ class SourceCounts(NamedTuple):
 
   name: str
   how: str  # which rows these are, in words
-  share_wanted: float  # of rows
+  share_wanted: float  # of tokens
   rows: int = 0
   tokens: int = 0
   padding: int = 0
@@ -162,7 +162,7 @@ def _rules(stage, first, stop):
     if data.loss_normalizer == 'token'
     else 'all targets of a slice count 1 together'
   )
-  wanted = 'data.mixture.SOURCE.weight, a share of rows'
+  wanted = 'data.mixture.SOURCE.weight, a share of tokens'
   if data.weight_schedule:
     wanted += ', as data.weight_schedule changes it: the mean over these rows'
   return [
@@ -186,7 +186,7 @@ def _rules(stage, first, stop):
       'rows that the source has served in the run, divided by the rows of its'
       ' plan: before these steps, and after them',
     ),
-    ('rows wanted', wanted),
+    ('tokens wanted', wanted),
     (
       'share of rows, tokens, targets',
       "the source's number of the sum over all sources",

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from longctx_jax.config import ConfigError
 from longctx_jax.data import pipeline
-from longctx_jax.data.mixture import Mixture
 from longctx_jax.data.pipeline import BatchSource, make_pipeline
 from longctx_jax.data.sentencepiece_tokenizer import train_sentencepiece
 from tests import small
@@ -187,26 +186,29 @@ def test_a_pickled_source_has_the_same_rows(corpus):
 
 def test_the_epochs_of_each_source_are_counted_and_told(corpus, caplog):
   caplog.set_level(logging.INFO)
-  source = source_of(corpus, steps=16)  # 128 rows: 64, 32 and 32
+  source = source_of(corpus, steps=16)
   chat = source._sources['chat'].epoch_len
   text = source._sources['text'].epoch_len
-  assert chat < 32
-  assert text > 64
-  assert source.epochs == {'text': 64 / text, 'chat': 32 / chat}
+  rows = source._mixture.num_served()
+  assert chat < rows['chat']
+  assert text > rows['text']
+  assert source.epochs == {
+    'text': rows['text'] / text,
+    'chat': rows['chat'] / chat,
+  }
   lines = {
     record.message: record.levelname
     for record in caplog.records
     if record.message.startswith('data:')
   }
   assert lines == {
-    'data: text serves 64 rows, at most 8,192 tokens,'
-    f' {64 / text:.2f} epochs of {text} rows': 'INFO',
-    'data: chat serves 32 rows, at most 4,096 tokens,'
-    f' {32 / chat:.2f} epochs of {chat} rows: shuffled again for each epoch': (
-      'WARNING'
-    ),
-    'data: tables serves 32 rows, at most 4,096 tokens, made as they are'
-    ' read': 'INFO',
+    f'data: text serves {rows["text"]} rows, at most {128 * rows["text"]:,}'
+    f' tokens, {rows["text"] / text:.2f} epochs of {text} rows': 'INFO',
+    f'data: chat serves {rows["chat"]} rows, at most {128 * rows["chat"]:,}'
+    f' tokens, {rows["chat"] / chat:.2f} epochs of {chat} rows: shuffled again'
+    ' for each epoch': 'WARNING',
+    f'data: tables serves {rows["tables"]} rows, at most'
+    f' {128 * rows["tables"]:,} tokens, made as they are read': 'INFO',
   }
 
 
@@ -215,7 +217,7 @@ def test_a_source_that_runs_dry_is_refused_if_the_config_says_so(corpus):
   assert 16 < chat < 32
   source_of(corpus, steps=4, on_repeat='refuse')
   with pytest.raises(
-    ConfigError, match=rf'mixture.chat has {chat} rows and would serve 32: add'
+    ConfigError, match=rf'mixture.chat has {chat} rows and would serve 3.: add'
   ):
     source_of(corpus, steps=16, on_repeat='refuse')
 
@@ -226,9 +228,14 @@ def test_weights_of_a_schedule_are_reached_at_its_steps(corpus):
   source = source_of(corpus, steps=64, weight_schedule=later)
   user = corpus.tokenizer.control_id('<|user|>')
   assert all((source[i].tokens == user).any() for i in range(256, 300))
-  # Integral of the weight of `tables`: 0.275 on average over 16 steps of 8.
+  # Integral of the share of `tables`, linear over 16 steps of 8 rows, then 1.
+  first = {name: s.weight for name, s in data_config().mixture.items()}
+  first, last = (
+    source._shares_of_rows(weights)['tables'] for weights in (first, EVEN)
+  )
+  expected = (first + last) / 2 * 128 + last / 2 * 8
   served = source._mixture.num_served()
-  assert served['tables'] == pytest.approx(0.275 * 128 + 0.15 * 8, abs=1)
+  assert served['tables'] == pytest.approx(expected, abs=1)
 
 
 def test_the_order_in_which_sources_are_named_does_not_change_rows(corpus):
@@ -248,20 +255,20 @@ def test_more_steps_do_not_change_the_rows(corpus):
   assert longer.fingerprint == source.fingerprint
 
 
-def test_rows_are_of_the_sources_that_the_mixture_names(corpus):
+def test_weights_are_the_shares_of_tokens(corpus):
   config = data_config()
-  # In the order of names, whatever that of the config.
-  weights = {name: s.weight for name, s in sorted(config.mixture.items())}
-  mixture = Mixture(weights, seed=0, num_examples=128)
-  source = source_of(corpus, steps=16)
-  kinds = Counter()
+  source = source_of(corpus, steps=48)
+  rows, tokens = Counter(), Counter()
   for i in range(len(source)):
-    name, _ = mixture.source_of_example(i)
-    row = source[i]
+    name, row = source.origin(i).source, source[i]
     marked = bool((row.tokens == corpus.tokenizer.control_id('<|user|>')).any())
     assert marked == (name != 'text')
-    kinds[name] += 1
-  assert kinds == {'text': 64, 'chat': 32, 'tables': 32}
+    rows[name] += 1
+    tokens[name] += np.count_nonzero(row.segment_ids)
+  # Rows of conversations and tables are not full, so there are more of them.
+  assert rows['text'] < 0.47 * rows.total()
+  for name, each in config.mixture.items():
+    assert tokens[name] / tokens.total() == pytest.approx(each.weight, abs=0.01)
 
 
 def test_origins_are_those_of_the_rows(corpus):

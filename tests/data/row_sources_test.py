@@ -331,3 +331,18 @@ def test_origins_of_tables_are_one_a_conversation(corpus):
   assert rows.epoch_len is None
   # Long tables take seconds: those of the row at hand are not made again.
   assert rows.row(3) is made
+
+
+def test_the_fill_of_rows_is_what_they_hold(corpus):
+  for rows in (
+    StoredRows.of_documents(corpus.documents, CONCAT, ROW_LEN, (0, 0)),
+    StoredRows.of_conversations(
+      corpus.conversations, CONVERSATIONS, ROW_LEN, (0, 0)
+    ),
+  ):
+    held = [len(rows.row(i).tokens) for i in range(rows.epoch_len)]
+    assert rows.fill == pytest.approx(np.mean(held) / ROW_LEN)
+  assert rows.fill < 0.95
+  tables = SyntheticTableRows(TABLES, corpus.chat, ROW_LEN, (0, 0))
+  held = [len(tables.row(i).tokens) for i in range(200, 400)]
+  assert tables.fill == pytest.approx(np.mean(held) / ROW_LEN, rel=0.05)

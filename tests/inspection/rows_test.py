@@ -102,7 +102,8 @@ def test_counts_are_those_of_the_batches(corpus, normalizer):
       if count.name == 'tables'
       else (first[0] / first[1], (last[0] + 1) / last[1])
     )
-    assert count.share_wanted == stage.data.mixture[count.name].weight
+    weight = stage.data.mixture[count.name].weight
+    assert count.share_wanted == pytest.approx(weight)
   for field in fields:
     of_sources = sum(getattr(count, field) for count in counts.sources)
     assert getattr(counts.total, field) == of_sources
@@ -192,10 +193,12 @@ def test_the_share_wanted_is_that_of_the_counted_steps(corpus):
   )
   counts = inspect_step(stage, corpus, num_steps=2).counts
   wanted = {count.name: count.share_wanted for count in counts.sources}
-  # Half-way from 0.5, 0.25, 0.25 at step 0 to those of step 2.
-  assert wanted == pytest.approx({'text': 0.375, 'chat': 0.25, 'tables': 0.375})
+  # About half-way from 0.5, 0.25, 0.25 at step 0 to those of step 2: what is
+  # linear is shares of rows, which are not all full.
+  half = {'text': 0.375, 'chat': 0.25, 'tables': 0.375}
+  assert wanted == pytest.approx(half, abs=0.01)
   rules = dict(counts.rules)
-  assert 'weight_schedule' in rules['rows wanted']
+  assert 'weight_schedule' in rules['tokens wanted']
   assert 'first token of a slice (label_first_token=False)' in rules['targets']
   assert 'document_mask' not in rules['targets']
 
