@@ -326,6 +326,14 @@ def test_the_fingerprint_changes_with_seed_and_data_section(corpus, changes):
   assert source_of(corpus).fingerprint == fingerprint
 
 
+def test_the_fingerprint_changes_with_the_order_of_examples(
+  corpus, monkeypatch
+):
+  fingerprint = source_of(corpus).fingerprint
+  monkeypatch.setattr(pipeline, 'ORDER', pipeline.ORDER + 1)
+  assert source_of(corpus).fingerprint != fingerprint
+
+
 @pytest.mark.parametrize('changes', [{'num_workers': 2}])
 def test_how_rows_are_read_does_not_change_the_fingerprint(corpus, changes):
   fingerprint = source_of(corpus).fingerprint
