@@ -149,7 +149,7 @@ def _local_runner(pids, last_word, num_workers):
   environments = importlib.import_module('apache_beam.transforms.environments')
   pids, last_word = shlex.quote(str(pids)), shlex.quote(str(last_word))
   # Processes, as Python's threads would take turns. Each tokenises in as many
-  # threads as there are cores for it: more of them took a sixth more.
+  # threads as there are cores for it: more of them took a fifth more.
   num_threads = max(os.cpu_count() // num_workers, 1)
   # What workers log at length about themselves is kept out of sight.
   command = (
