@@ -30,8 +30,9 @@ from longctx_jax.data.row_sources import (
   Origin,
   RowSource,
   StoredRows,
-  SyntheticTableRows,
 )
+from longctx_jax.data.synthetic_rows import SyntheticRows
+from longctx_jax.data.table_conversations import TableConversations
 from longctx_jax.data_config import (
   READING,
   ConversationRows,
@@ -202,7 +203,9 @@ def _row_source(name, source, config, corpus, seed) -> RowSource:
 
 def _make_row_source(source, config, corpus, seed) -> RowSource:
   if isinstance(source, TableRows):
-    return SyntheticTableRows(source, corpus.chat, config.seq_len, seed)
+    lens = source.min_len, source.max_len
+    tables = TableConversations(source, corpus.chat)
+    return SyntheticRows(tables, lens, config.seq_len, seed)
   if isinstance(source, ConversationRows):
     store = corpus.conversations
     return StoredRows.of_conversations(store, source, config.seq_len, seed)

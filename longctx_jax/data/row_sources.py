@@ -1,25 +1,16 @@
-"""Where rows come from: a plan over a store, or a generator of tables."""
+"""What a source of rows is, and rows of a plan over a store."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from longctx_jax.config_from_dict import ConfigError
-from longctx_jax.data import synthetic_tables
-from longctx_jax.data.chat import Chat, encode_conversation
 from longctx_jax.data.planners import plan_rows
 from longctx_jax.data.row_plan import RowPlan
 from longctx_jax.data.store import DocumentStore
-from longctx_jax.data_config import ConversationRows, DocumentRows, TableRows
-
-# ours: lines of 'annotated' vary in length, and now and then one alone is too
-# long even for a row; the shortest of a few is not.
-MAX_DRAWS = 4
-# ours: so many tokens of tables, or a row, are made to see how they fill rows.
-_FILL_TOKENS = 8192
+from longctx_jax.data_config import ConversationRows, DocumentRows
 
 
 class Row(NamedTuple):
@@ -187,138 +178,3 @@ def _select(store, domains, min_len=0, max_len=0):
     )
   documents = documents[fitting]
   return documents, store.lengths[documents]
-
-
-class TableConversation(NamedTuple):
-  """A table, questions about it, and both as turns and as tokens."""
-
-  table: synthetic_tables.Table
-  questions: list[synthetic_tables.Question]
-  turns: list[tuple[str, str]]
-  encoded: tuple[np.ndarray, np.ndarray]  # tokens, loss mask
-
-
-class SyntheticTableRows:
-  """Rows filled with synthetic tables and questions, made when read."""
-
-  def __init__(
-    self,
-    config: TableRows,
-    chat: Chat,
-    row_len: int,
-    seed: tuple[int, ...],
-  ):
-    self._config, self._chat = config, chat
-    self._row_len, self._seed = row_len, seed
-    self._latest: tuple[int, Row | None] = -1, None
-    self.epoch_len = None
-    self.num_threads = 2
-    self.fingerprint = f'{synthetic_tables.fingerprint()}-{chat.fingerprint}'
-    # A task or layout that does not exist comes up now, not in a reader thread.
-    try:
-      self.fill = self._measure_fill()
-    except ValueError as error:
-      raise ConfigError(str(error)) from error
-
-  def rows(self, numbers: Sequence[int]) -> list[Row]:
-    """These rows, each made by itself."""
-    return [self.row(i) for i in numbers]
-
-  def row(self, i: int) -> Row:
-    """Row i; the one made last is kept, as its origins are asked for next."""
-    latest, row = self._latest
-    if latest != i:
-      row = self._make_row(i)
-      self._latest = i, row
-    return row
-
-  def _measure_fill(self) -> float:
-    """Of the first rows; the others are made alike."""
-    num_rows = max(1, _FILL_TOKENS // self._row_len)
-    made = sum(len(row.tokens) for row in self.rows(range(num_rows)))
-    return made / (num_rows * self._row_len)
-
-  def _make_row(self, i):
-    """Tables of log-uniform lengths until the row is full; none is cut."""
-    config = self._config
-    rng = np.random.default_rng((*self._seed, i))
-    tokens, masks, room = [], [], self._row_len
-    while room >= config.min_len:
-      length = synthetic_tables.log_uniform(
-        rng, config.min_len, min(config.max_len, room)
-      )
-      conversation = make_table_conversation(
-        rng, self._chat, config, length
-      ).encoded
-      if len(conversation[0]) > room:
-        break
-      tokens.append(conversation[0])
-      masks.append(conversation[1])
-      room -= len(conversation[0])
-    if not tokens:
-      raise ConfigError(
-        f'not even a table of one row fits into {self._row_len} tokens: raise'
-        ' data.seq_len'
-      )
-    lens = np.array([len(part) for part in tokens])
-    return Row(np.concatenate(tokens), np.concatenate(masks), lens)
-
-  def origins(self, i: int) -> list[Origin]:
-    """Numbers of row i's tables; they are made when read, and have no names."""
-    return [
-      Origin(f'table {i}/{k}', 'tables', 0, length)
-      for k, length in enumerate(self.row(i).slice_lens.tolist())
-    ]
-
-
-def make_table_conversation(
-  rng: np.random.Generator,
-  chat: Chat,
-  config: TableRows,
-  length: int,
-) -> TableConversation:
-  """A table and questions that fill at most about `length` tokens.
-
-  Only a table of a single row may be longer.
-  """
-  layout = synthetic_tables.draw_layout(rng, config.layouts)
-  made = []
-  for seed in rng.integers(2**63, size=MAX_DRAWS).tolist():
-    made.append(_fit_table(seed, chat, config, layout, length))
-    if len(made[-1].encoded[0]) <= length:
-      return made[-1]
-  return min(made, key=lambda conversation: len(conversation.encoded[0]))
-
-
-def _fit_table(seed, chat, config, layout, length):
-  """One seed for all sizes tried: what they share keeps lengths in line."""
-  num_rows = synthetic_tables.estimate_rows(
-    layout, config.num_columns, 2 * length
-  )
-  for _ in range(3):
-    made = _table_of(seed, chat, config, layout, num_rows)
-    used = len(made.encoded[0])
-    if 0.9 * length < used <= length:
-      return made
-    num_rows = max(1, int(0.97 * num_rows * length / used))
-  # Larger tables have longer keys, so some lengths cannot be met: stay below.
-  while True:
-    made = _table_of(seed, chat, config, layout, num_rows)
-    if len(made.encoded[0]) <= length or num_rows == 1:
-      return made
-    num_rows = max(1, int(0.9 * num_rows))
-
-
-def _table_of(seed, chat, config, layout, num_rows):
-  asked = math.ceil(config.question_frac * num_rows)
-  table, questions = synthetic_tables.make_conversation(
-    np.random.default_rng(seed),
-    tasks=config.tasks,
-    layouts={layout: 1.0},
-    num_rows=num_rows,
-    num_questions=min(asked, config.max_questions),
-    num_columns=config.num_columns,
-  )
-  turns = synthetic_tables.conversation_turns(table, questions)
-  encoded = encode_conversation(chat, turns)
-  return TableConversation(table, questions, turns, encoded)

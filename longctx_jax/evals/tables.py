@@ -5,8 +5,8 @@ from collections import defaultdict
 import numpy as np
 
 from longctx_jax.data.chat import Chat
-from longctx_jax.data.row_sources import make_table_conversation
 from longctx_jax.data.synthetic_tables import LAYOUTS, TASKS
+from longctx_jax.data.table_conversations import make_table_conversation
 from longctx_jax.data_config import TableRows
 from longctx_jax.evals.predict import Predictor
 

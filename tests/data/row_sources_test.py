@@ -1,4 +1,4 @@
-"""Row sources: epochs, domains, tables that fit; all by number alone."""
+"""Rows of stored documents: epochs, domains; all by number alone."""
 
 import dataclasses
 
@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 
 from longctx_jax.config import ConfigError
-from longctx_jax.data import synthetic_tables
-from longctx_jax.data.row_sources import (
-  StoredRows,
-  SyntheticTableRows,
-  make_table_conversation,
-)
+from longctx_jax.data.row_sources import StoredRows
 from longctx_jax.data_config import ConversationRows, DocumentRows
-from tests import small
 
 ROW_LEN = 128
-TABLES = small.stage_config().data.mixture['tables']
 CONCAT = DocumentRows('documents', 1.0, (), 'concat')
 CONVERSATIONS = ConversationRows('conversations', 1.0)
 PLANNERS = {
@@ -217,93 +210,6 @@ def test_an_empty_length_bucket_is_a_clear_error(corpus):
     StoredRows.of_documents(corpus.documents, source, ROW_LEN, (0, 0))
 
 
-def test_rows_of_tables_fit_and_keep_each_conversation_whole(corpus):
-  bos = corpus.tokenizer.bos_id
-  user, end = map(corpus.tokenizer.control_id, ('<|user|>', '<|end|>'))
-  tables = dataclasses.replace(TABLES, min_len=40, max_len=200)
-  rows = SyntheticTableRows(tables, corpus.chat, 256, (0, 0))
-  counts = set()
-  for i in range(40):
-    row = rows.row(i)
-    assert len(row.tokens) == len(row.loss_mask) == row.slice_lens.sum() <= 256
-    slices = slices_of(row)
-    counts.add(len(slices))
-    for part in slices:
-      assert part[0] == bos
-      assert part.count(bos) == 1
-      assert part[-1] == end
-      assert part.count(user) == part.count(end)
-    assert row.loss_mask[-1]
-  assert len(counts) > 2
-
-
-def test_a_row_of_tables_depends_on_its_number_alone(corpus):
-  def make(seed=0):
-    return SyntheticTableRows(TABLES, corpus.chat, ROW_LEN, (seed, 0))
-
-  rows, again = make(), make()
-  read = [rows.row(i) for i in range(10)]
-  for i in reversed(range(10)):
-    assert equal(again.row(i), read[i])
-  assert len({row.tokens.tobytes() for row in read}) == 10
-  assert not equal(make(seed=1).row(0), read[0])
-
-
-def test_a_table_too_large_for_any_row_is_a_clear_error(corpus):
-  tables = dataclasses.replace(
-    TABLES, layouts={'json': 1.0}, num_columns=9, min_len=32, max_len=40
-  )
-  with pytest.raises(ConfigError, match='fits into 40 tokens: raise'):
-    SyntheticTableRows(tables, corpus.chat, 40, (0, 0))
-
-
-@pytest.mark.parametrize(
-  'changes', [{'tasks': {'lookup': 1.0}}, {'layouts': {'html': 1.0}}], ids=str
-)
-def test_an_unknown_task_or_layout_is_refused_before_any_row(corpus, changes):
-  tables = dataclasses.replace(TABLES, **changes)
-  with pytest.raises(ConfigError, match=r'^(tasks|layouts): unknown'):
-    SyntheticTableRows(tables, corpus.chat, ROW_LEN, (0, 0))
-
-
-@pytest.mark.parametrize('layout', synthetic_tables.LAYOUTS)
-def test_tables_fill_the_length_that_is_asked_for(corpus, layout):
-  tables = dataclasses.replace(
-    TABLES, layouts={layout: 1.0}, num_columns=4, max_questions=1000
-  )
-  # Not near 3000, where keys of 'plain' tables turn from one word into two.
-  for length in (300, 1000, 8000):
-    conversation = make_table_conversation(
-      np.random.default_rng(length), corpus.chat, tables, length
-    )
-    used = len(conversation.encoded[0])
-    assert 0.6 * length < used <= length
-    num_questions = len(conversation.questions)
-    assert num_questions == -(-len(conversation.table.rows) // 2)
-
-
-ANNOTATED = dataclasses.replace(TABLES, layouts={'annotated': 1.0})
-
-
-def test_annotated_tables_fill_lengths_though_their_remarks_differ(corpus):
-  used = [
-    len(
-      make_table_conversation(
-        np.random.default_rng(seed), corpus.chat, ANNOTATED, 1000
-      ).encoded[0]
-    )
-    for seed in range(40)
-  ]
-  assert max(used) <= 1000
-  assert np.mean(used) > 850
-
-
-def test_rows_too_short_for_some_annotated_lines_are_filled(corpus):
-  tables = dataclasses.replace(ANNOTATED, min_len=32, max_len=72)
-  rows = SyntheticTableRows(tables, corpus.chat, 72, (0, 0))
-  assert all(0 < len(rows.row(i).tokens) <= 72 for i in range(300))
-
-
 def test_origins_name_the_documents_that_a_row_is_cut_from(corpus):
   store = corpus.documents
   number = {
@@ -321,18 +227,6 @@ def test_origins_name_the_documents_that_a_row_is_cut_from(corpus):
     assert slices_of(rows.row(i)) == [tuple(part.tolist()) for part, _ in parts]
 
 
-def test_origins_of_tables_are_one_a_conversation(corpus):
-  rows = SyntheticTableRows(TABLES, corpus.chat, ROW_LEN, (0, 0))
-  lens = rows.row(3).slice_lens.tolist()
-  made = rows.row(3)
-  assert rows.origins(3) == [
-    (f'table 3/{k}', 'tables', 0, length) for k, length in enumerate(lens)
-  ]
-  assert rows.epoch_len is None
-  # Long tables take seconds: those of the row at hand are not made again.
-  assert rows.row(3) is made
-
-
 def test_the_fill_of_rows_is_what_they_hold(corpus):
   for rows in (
     StoredRows.of_documents(corpus.documents, CONCAT, ROW_LEN, (0, 0)),
@@ -343,6 +237,3 @@ def test_the_fill_of_rows_is_what_they_hold(corpus):
     held = [len(rows.row(i).tokens) for i in range(rows.epoch_len)]
     assert rows.fill == pytest.approx(np.mean(held) / ROW_LEN)
   assert rows.fill < 0.95
-  tables = SyntheticTableRows(TABLES, corpus.chat, ROW_LEN, (0, 0))
-  held = [len(tables.row(i).tokens) for i in range(200, 400)]
-  assert tables.fill == pytest.approx(np.mean(held) / ROW_LEN, rel=0.05)
