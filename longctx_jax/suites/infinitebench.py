@@ -2,35 +2,33 @@
 
 arXiv:2402.13718; prompts, generators and scorers by the definitions of
 OpenBMB/InfiniteBench at 88b3daa (data/construct_synthetic_dataset.py,
-src/prompt.py `yarn_mistral`, src/compute_scores.py, src/eval_utils.py).
+src/prompt.py `yarn_mistral`, src/compute_scores.py, src/eval_utils.py). The
+texts are in `data/retrieval_texts.py`.
 """
 
 import dataclasses
 import json
 import re
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from longctx_jax.data.retrieval_texts import (
+  WORDINGS,
+  draw_key,
+  draw_uuid,
+  hide_key,
+)
 from longctx_jax.suites.official_files import TEXT, Field, read_examples
 from longctx_jax.suites.prompter import Prompter, largest_that_fits
 from longctx_jax.suites.suite import Example, Grid, cut_to_fit, too_short
 
-NOISE = (
-  'The grass is green. The sky is blue. The sun is yellow. Here we go. There'
-  ' and back again.\n'
-)
-
 
 class Task(NamedTuple):
-  """How a task is asked, answered and scored."""
+  """How a task is answered and scored."""
 
-  prompt: str  # with {context} and {input}
-  prefix: str  # what the answer begins with
-  input: str
   max_new_tokens: int
   score: Callable[[str, str], bool]
 
@@ -46,32 +44,10 @@ def among_words(prediction: str, answer: str) -> bool:
   return answer in re.sub(r'[\n:"\'.,?!{}]', ' ', prediction).split()
 
 
-_MEMORIZE = 'There is an important info hidden inside a lot of irrelevant text.'
 TASKS = {
-  'passkey': Task(
-    f'{_MEMORIZE} Find it and memorize it. I will quiz you about the important'
-    ' information.\n\n{context}\n\n{input}',
-    'The pass key is',
-    'What is the pass key?',
-    6,
-    first_integer,
-  ),
-  'number_string': Task(
-    f'{_MEMORIZE} Find it. I will quiz you about the important information'
-    ' there.\n\n{context}\n\n{input}',
-    'The sequence of digits is',
-    'What is the sequence of digits?',
-    12,
-    first_integer,
-  ),
-  'kv_retrieval': Task(
-    'Extract the value corresponding to the specified key in the JSON object'
-    ' below.\n\n{context}\n\n{input}',
-    '',
-    '\nKey: "{key}"\nThe value associated with the specified key is: ',
-    50,
-    among_words,
-  ),
+  'passkey': Task(6, first_integer),
+  'number_string': Task(12, first_integer),
+  'kv_retrieval': Task(50, among_words),
 }
 
 
@@ -121,7 +97,7 @@ class InfiniteBenchSuite:
 
     def build(num_noise):
       context = hide_key(self.name, key, num_noise, round(depth * num_noise))
-      return self._prompt(prompter, context, TASKS[self.name].input)
+      return self._prompt(prompter, context, WORDINGS[self.name].input)
 
     found = largest_that_fits(build, length - new)
     if found is None:
@@ -139,7 +115,7 @@ class InfiniteBenchSuite:
       at = round(depth * count)
       shown = [*others[:at], pairs[0], *others[at:]]
       context = 'JSON data:\n' + json.dumps(dict(shown))
-      question = TASKS[self.name].input.replace('{key}', pairs[0][0])
+      question = WORDINGS[self.name].input.replace('{key}', pairs[0][0])
       return self._prompt(prompter, context, question)
 
     build(0)
@@ -163,44 +139,16 @@ class InfiniteBenchSuite:
       yield cut_to_fit(example, prompter, self.max_len)
 
   def _prompt(self, prompter, context, asked) -> np.ndarray:
-    task = TASKS[self.name]
-    text = task.prompt.format(context=context, input=asked)
+    wording = WORDINGS[self.name]
+    text = wording.prompt.format(context=context, input=asked)
+    prefix = wording.prefix
     if len(prompter.after):
-      return prompter.prompt([text], task.prefix)
+      return prompter.prompt([text], prefix)
     # A base model reads on: the official prompt has the prefix on a new line.
-    return prompter.prompt(
-      [f'{text}\n\n{task.prefix}' if task.prefix else text]
-    )
+    return prompter.prompt([f'{text}\n\n{prefix}' if prefix else text])
 
   def _max_new_tokens(self, prompter, answer) -> int:
     # The official numbers have no room for tokenizers that spend a token on
     # every digit and one on the space before them.
     official = TASKS[self.name].max_new_tokens
     return max(official, prompter.answer_len(answer))
-
-
-def draw_key(rng: np.random.Generator, task: str) -> str:
-  """Five digits; of number_string, five more that repeat what is there."""
-  digits = [str(d) for d in rng.integers(10, size=5)]
-  if task == 'number_string':
-    for _ in range(5):
-      at = int(rng.integers(len(digits)))
-      digits.insert(at, digits[at])
-  return ''.join(digits)
-
-
-def hide_key(task: str, key: str, num_noise: int, before: int) -> str:
-  """The context: `before` of the `num_noise` lines stand before the key's."""
-  line = {
-    'passkey': f'The pass key is {key}. Remember it. {key} is the pass key.\n',
-    'number_string': (
-      f'The sequence of digits is {key}. Remember it. {key} is the sequence of'
-      ' digits.\n'
-    ),
-  }[task]
-  return NOISE * before + line + NOISE * (num_noise - before)
-
-
-def draw_uuid(rng: np.random.Generator) -> str:
-  """A random UUID of version 4."""
-  return str(uuid.UUID(bytes=rng.bytes(16), version=4))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from longctx_jax.suites.infinitebench import draw_uuid
+from longctx_jax.data.retrieval_texts import draw_uuid
 from longctx_jax.suites.official_files import TEXT, Field, read_examples
 from longctx_jax.suites.prompter import Prompter, largest_that_fits
 from longctx_jax.suites.suite import Example, Grid, cut_to_fit, too_short

@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 
 from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.data.retrieval_texts import NOISE, draw_key, hide_key
 from longctx_jax.suites.infinitebench import (
-  NOISE,
   TASKS,
   InfiniteBenchSuite,
-  draw_key,
-  hide_key,
 )
 from longctx_jax.suites.suite import Grid
 from tests.suites.words import shown, word_prompter
