@@ -6,8 +6,8 @@ from typing import Protocol
 import numpy as np
 
 from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.data.draws import log_uniform
 from longctx_jax.data.row_sources import Origin, Row
-from longctx_jax.data.synthetic_tables import log_uniform
 
 # ours: so many tokens of conversations, or a row, are made to see how they
 # fill rows.

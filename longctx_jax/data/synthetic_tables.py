@@ -12,12 +12,13 @@ single short answer in a long row teaches a small model nothing.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from longctx_jax.data import table_values
+from longctx_jax.data.draws import check_weights, draw_weighted
 from longctx_jax.data.table_layouts import (
   KEY_COLUMN,
   LAYOUTS,
@@ -44,7 +45,6 @@ __all__ = [
   'draw_layout',
   'estimate_rows',
   'fingerprint',
-  'log_uniform',
   'make_conversation',
   'make_table',
   'offered_tasks',
@@ -257,8 +257,8 @@ def draw_layout(rng: np.random.Generator, layouts: dict[str, float]) -> str:
   Raises:
     ValueError: for unknown layouts, and for weights that leave no choice.
   """
-  _check_weights(layouts, known=LAYOUTS, what='layouts')
-  return _draw_weighted(rng, layouts)
+  check_weights(layouts, known=LAYOUTS, what='layouts')
+  return draw_weighted(rng, layouts)
 
 
 def make_conversation(
@@ -281,7 +281,7 @@ def make_conversation(
     ValueError: for unknown tasks or layouts, for weights that leave no choice,
       and for a table that offers none of the tasks.
   """
-  _check_weights(tasks, known=TASKS, what='tasks')
+  check_weights(tasks, known=TASKS, what='tasks')
   layout = draw_layout(rng, layouts)
   plain_numbers = False
   if layout in PLAIN_LAYOUTS:
@@ -296,11 +296,11 @@ def make_conversation(
   )
   offered = offered_tasks(table.columns)
   weights = {t: w for t, w in tasks.items() if t in offered}
-  _check_weights(weights, known=offered, what=f'tasks in a {layout!r} table')
+  check_weights(weights, known=offered, what=f'tasks in a {layout!r} table')
   # Rows are asked about in random order, each once before any comes again.
   order = rng.permutation(num_rows).tolist()
   questions = [
-    ask(rng, table, _draw_weighted(rng, weights), order[i % num_rows])
+    ask(rng, table, draw_weighted(rng, weights), order[i % num_rows])
     for i in range(num_questions)
   ]
   return table, questions
@@ -318,24 +318,6 @@ def _plain_has_numbers(
     return False
   without = offered_tasks((KEY_COLUMN, PLAIN_WORDS[0]))
   return not any(tasks.get(t) for t in without) or bool(rng.integers(2))
-
-
-def _check_weights(
-  weights: dict[str, float], *, known: Iterable[str], what: str
-) -> None:
-  if unknown := sorted(set(weights) - set(known)):
-    raise ValueError(f'{what}: unknown {unknown}; there are {sorted(known)}')
-  if min(weights.values(), default=0) < 0 or not any(weights.values()):
-    raise ValueError(
-      f'{what}: weights must be 0 or more, one of them more, got {weights};'
-      f' there are {sorted(known)}'
-    )
-
-
-def _draw_weighted(rng: np.random.Generator, weights: dict[str, float]) -> str:
-  names = sorted(weights)
-  values = np.array([weights[name] for name in names], float)
-  return names[rng.choice(len(names), p=values / values.sum())]
 
 
 def conversation_turns(
@@ -368,19 +350,6 @@ def vocabulary_text() -> str:
   words = [word for name in (KEY_COLUMN, *PLAIN_WORDS) for word in lists[name]]
   words += [ABSENT, 'row', 'largest', 'smallest']
   return ''.join([f' {word}\n' for word in dict.fromkeys(words)])
-
-
-def log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
-  """A whole number from low to high: every octave is equally likely.
-
-  Raises:
-    ValueError: unless 1 <= low <= high.
-  """
-  if not 1 <= low <= high:
-    raise ValueError(f'log_uniform needs 1 <= low <= high, got {low}, {high}')
-  # Up to high + 1, so that high is as likely as its neighbours.
-  drawn = np.exp(rng.uniform(np.log(low), np.log(high + 1)))
-  return min(int(drawn), high)
 
 
 def fingerprint() -> str:
