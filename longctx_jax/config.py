@@ -23,7 +23,11 @@ from longctx_jax.config_from_dict import (
   plain_dict,
 )
 from longctx_jax.corpus_config import CorpusConfig
-from longctx_jax.data_config import ConversationRows, DataConfig, TableRows
+from longctx_jax.data_config import (
+  ConversationRows,
+  DataConfig,
+  SyntheticSource,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +288,7 @@ class StageConfig:
     for name, source in self.data.mixture.items():
       if isinstance(source, ConversationRows):
         self._check_conversations(name, source)
-      if isinstance(source, TableRows) and source.max_len > seq_len:
+      if isinstance(source, SyntheticSource) and source.max_len > seq_len:
         raise ConfigError(
           f'data.mixture.{name}.max_len={source.max_len} does not fit into rows'
           f' of data.seq_len={seq_len}'

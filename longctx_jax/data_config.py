@@ -141,6 +141,56 @@ class TableRows:
 
 
 @dataclasses.dataclass(frozen=True)
+class RetrievalRows:
+  """Rows of long texts that hide what is asked for, made when they are read.
+
+  See `data/retrieval_conversations.py`.
+  """
+
+  kind: Literal['retrieval']
+  weight: float
+  tasks: dict[str, float]
+  # Length of one text with its questions, in tokens: log-uniform.
+  min_len: int
+  max_len: int
+  # Of one text, of those tasks that hide more than one thing.
+  max_questions: int = 1
+  # needle: whose training documents hide the needles; () every domain's.
+  domains: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if not 1 <= self.min_len <= self.max_len:
+      raise ConfigError(
+        f'min_len={self.min_len}, max_len={self.max_len}: need 1 <= min_len <='
+        ' max_len'
+      )
+    check_at_least(self, 1, 'max_questions')
+    if self.max_questions > 1 and not self._has('needle', 'kv_retrieval'):
+      raise ConfigError(
+        f'max_questions={self.max_questions} would not be read: only the tasks'
+        ' needle and kv_retrieval hide more than one thing'
+      )
+    if self.domains and not self.reads_documents:
+      raise ConfigError(
+        f'domains={self.domains} would not be read: only the task needle hides'
+        ' something in documents'
+      )
+
+  @property
+  def reads_documents(self) -> bool:
+    """Whether any row is made of stored documents."""
+    return self._has('needle')
+
+  def _has(self, *tasks: str) -> bool:
+    return any(self.tasks.get(task) for task in tasks)
+
+
+# Rows that are made when they are read.
+SyntheticSource = TableRows | RetrievalRows
+SourceConfig = DocumentRows | ConversationRows | SyntheticSource
+
+
+@dataclasses.dataclass(frozen=True)
 class WeightsAt:
   """The weights of all sources from a step on; see `data/mixture.py`."""
 
@@ -196,7 +246,7 @@ class DataConfig:
   # 'sequence': every document does (LongAlign, arXiv:2401.18058, Eq. 2-4).
   loss_normalizer: Literal['token', 'sequence']
   # Its weights, of step 0, are shares of the tokens, padding left out.
-  mixture: dict[str, DocumentRows | ConversationRows | TableRows]
+  mixture: dict[str, SourceConfig]
   # Later weights: linear from entry to entry, constant after the last one.
   weight_schedule: tuple[WeightsAt, ...] = ()
   # A source that has fewer rows than its share is shuffled again for its next

@@ -17,7 +17,7 @@ import markupsafe
 
 from longctx_jax import figures
 from longctx_jax.config import StageConfig
-from longctx_jax.data_config import ConversationRows
+from longctx_jax.data_config import ConversationRows, RetrievalRows
 from longctx_jax.html_page import commas, percent, write_page
 from longctx_jax.metrics import read_metrics
 from longctx_jax.settings_table import ABSENT, compare_settings
@@ -199,7 +199,19 @@ def beyond_notes(stages: Sequence[StageConfig], grid: Grid) -> list[str]:
 
 def needle_wording(stages: Sequence[StageConfig]) -> str:
   """Whether training shows the wording that the needle test asks in."""
-  using = [stage for stage in stages if _trains_on_needles(stage)]
+  using = [stage for stage in stages if _reads_stored_needles(stage)]
+  makers = [stage for stage in stages if _longest_made_needle(stage)]
+  if makers:
+    longest = max(map(_longest_made_needle, makers))
+    made = (
+      f"The needle's wording is in the rows of {_with_row_lens(makers)}, in"
+      f' texts of up to {commas(longest)} tokens that are made when they are'
+      ' read'
+    )
+    using = [stage for stage in using if stage not in makers]
+    if not using:
+      return made + '.'
+    return f'{made}. {_stored_needle_wording(using)}'
   if not using:
     made = any(stage.corpus.conversations.get('needle', 0) for stage in stages)
     why = (
@@ -211,6 +223,10 @@ def needle_wording(stages: Sequence[StageConfig]) -> str:
       "The needle's wording is not in the training data of these stages:"
       f' {why}.'
     )
+  return _stored_needle_wording(using)
+
+
+def _stored_needle_wording(using):
   longest = max(stage.corpus.max_conversation_len for stage in using)
   text = (
     "The needle's wording is among the training conversations of"
@@ -226,7 +242,21 @@ def needle_wording(stages: Sequence[StageConfig]) -> str:
   return text + '.'
 
 
-def _trains_on_needles(stage):
+def _longest_made_needle(stage):
+  """Tokens of the longest text that is made with needles in it; 0: none is."""
+  return max(
+    (
+      source.max_len
+      for source in stage.data.mixture.values()
+      if isinstance(source, RetrievalRows)
+      and source.weight > 0
+      and source.tasks.get('needle')
+    ),
+    default=0,
+  )
+
+
+def _reads_stored_needles(stage):
   if not stage.corpus.conversations.get('needle', 0):
     return False
   return any(

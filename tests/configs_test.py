@@ -344,6 +344,18 @@ def test_true_long_is_a_share_of_stage_4_alone(tmp_path):
   assert weights == {'conversations': 0.2, 'tables': 0.4, 'true_long': 0.4}
 
 
+@pytest.mark.parametrize('size', ['', 'tiny,'])
+def test_other_synthetic_data_takes_the_place_of_tables(size):
+  file = 'configs/longskywork/long_sft.py'
+  (stage,) = stages_of(load(file, f':{size}retrieval'))
+  (usual,) = stages_of(load(file, f':{size}'))
+  assert stage.data.mixture.keys() == {'conversations', 'retrieval'}
+  made, tables = stage.data.mixture['retrieval'], usual.data.mixture['tables']
+  for name in ('weight', 'min_len', 'max_len'):
+    assert getattr(made, name) == getattr(tables, name)
+  assert made.reads_documents
+
+
 def test_documents_of_512k_are_others_than_those_of_64k():
   (stage,) = stages_of(load('configs/prolong/stage_512k.py', ''))
   long = [r for r in stage.data.mixture.values() if r.planner == 'buckets']

@@ -182,6 +182,13 @@ def test_figures_have_names_and_ids_of_their_own(write):
   assert set(used) <= set(page.ids)
 
 
+MADE = {
+  'kind': 'retrieval',
+  'weight': 1.0,
+  'tasks': {'needle': 1.0, 'passkey': 1.0},
+  'min_len': 64,
+  'max_len': 100,
+}
 EXTRACTS = {**CHATS, 'conversations': ('extract',)}
 NEEDLES = {**CHATS, 'conversations': ('extract', 'needle')}
 ASKED = "The needle's wording is among the training conversations of "
@@ -202,6 +209,36 @@ NOT_ASKED = "The needle's wording is not in the training data of these stages: "
       ' at most 128 tokens (corpus.max_conversation_len); the rows of stage'
       ' long_sft (rows of 512) are longer, and have it at that short length'
       ' only.',
+    ),
+    (
+      (
+        make_stage('one', mixture={'c': CHATS}),
+        make_stage('two', mixture={'m': MADE}),
+      ),
+      "The needle's wording is in the rows of stage two (rows of 128), in texts"
+      ' of up to 100 tokens that are made when they are read. '
+      + ASKED
+      + 'stage one (rows of 128), in texts of at most 128 tokens'
+      ' (corpus.max_conversation_len).',
+    ),
+    (
+      (
+        make_stage(
+          'one',
+          mixture={'m': {**MADE, 'weight': 0.5}, 'c': {**CHATS, 'weight': 0.5}},
+        ),
+      ),
+      "The needle's wording is in the rows of stage one (rows of 128), in texts"
+      ' of up to 100 tokens that are made when they are read.',
+    ),
+    (
+      (
+        make_stage(
+          'one',
+          mixture={'m': {**MADE, 'tasks': {'passkey': 1.0, 'needle': 0.0}}},
+        ),
+      ),
+      NOT_ASKED + 'needle conversations are made, but no stage reads them.',
     ),
     (
       (make_stage('one', mixture={'chats': EXTRACTS}),),

@@ -4,7 +4,8 @@
 iterations: the stage that the paper calls critical, and that ProLong
 (arXiv:2410.02660, Table 8) found harmful in its own setting. `:true_long` is
 the mix of LongSkywork-13B-S&T: 20% short, 40% SynL, and 40% long conversations
-by people, which you give.
+by people, which you give. `:retrieval` puts other synthetic data in the place
+of SynL, to see what of the stage is due to tables.
 
     longctx train --config=configs/longskywork/long_sft.py:tiny \
         --config.train.init_from=runs/sft/stages/1_sft/checkpoints \
@@ -13,6 +14,9 @@ by people, which you give.
         --config.corpus.conversation_files.true_long.path=FILE.jsonl \
         --config.train.init_from=runs/sft/stages/1_sft/checkpoints \
         --workdir=runs/true_long_sft
+    longctx train --config=configs/longskywork/long_sft.py:tiny,retrieval \
+        --config.train.init_from=runs/sft/stages/1_sft/checkpoints \
+        --workdir=runs/retrieval_sft
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +29,9 @@ TOPOLOGIES = cip.TOPOLOGIES  # rows are as long
 
 def get_config(arg: str = '') -> ConfigDict:
   """The stage; `:tiny` runs on a laptop in minutes."""
-  arg = common.parse_arg(arg, tiny=False, true_long=False, topology='')
+  arg = common.parse_arg(
+    arg, tiny=False, true_long=False, retrieval=False, topology=''
+  )
   c = sft.get_config(common.arg_of(tiny=arg.tiny, true_long=arg.true_long))
   c.name = 'long_sft'
   c.data.seq_len = 204_800  # the paper's 200K, in whole blocks of 2,048
@@ -82,5 +88,28 @@ def get_config(arg: str = '') -> ConfigDict:
     c.optimizer.adam_peak_lr = 5e-3
     c.train.steps = 350
     c.checkpoint.every_steps = 50
+  if arg.retrieval:
+    c.data.mixture.retrieval = retrieval_instead_of(c.data.mixture.tables)
+    del c.data.mixture.tables
   common.choose_topology(c, arg, TOPOLOGIES)
   return c
+
+
+def retrieval_instead_of(tables: ConfigDict) -> ConfigDict:
+  """As large a share of as long texts that hide what is asked for."""
+  return ConfigDict(
+    {
+      'kind': 'retrieval',
+      'weight': tables.weight,
+      # ours: InfiniteBench's three, and needles in the corpus's documents.
+      'tasks': {
+        'passkey': 1.0,
+        'number_string': 1.0,
+        'kv_retrieval': 1.0,
+        'needle': 1.0,
+      },
+      'min_len': tables.min_len,
+      'max_len': tables.max_len,
+      'max_questions': 20,  # ours: as tables, one text is asked about often
+    }
+  )

@@ -26,8 +26,14 @@ class Needle(NamedTuple):
   value: str  # what the answer ends with
 
 
+def most_needles() -> int:
+  """As many as there are keys and values for."""
+  lists = word_lists()
+  return min(len(lists['name']), len(lists['word']))
+
+
 def draw_needles(rng: np.random.Generator, count: int) -> list[Needle]:
-  """Needles with distinct keys and distinct values."""
+  """Needles with distinct keys and values, `most_needles()` at most."""
   lists = word_lists()
   keys = rng.choice(lists['name'], count, replace=False).tolist()
   values = rng.choice(lists['word'], count, replace=False).tolist()

@@ -26,18 +26,22 @@ from longctx_jax.data.batch_fields import batch_fields, empty_batch
 from longctx_jax.data.late_batches import warn_when_late
 from longctx_jax.data.mixture import ORDER, Mixture
 from longctx_jax.data.prepare import Corpus
+from longctx_jax.data.retrieval_conversations import RetrievalConversations
 from longctx_jax.data.row_sources import (
   Origin,
   RowSource,
   StoredRows,
+  select_documents,
 )
-from longctx_jax.data.synthetic_rows import SyntheticRows
+from longctx_jax.data.stored_text import StoredText
+from longctx_jax.data.synthetic_rows import Conversations, SyntheticRows
 from longctx_jax.data.table_conversations import TableConversations
 from longctx_jax.data_config import (
   READING,
   ConversationRows,
   DataConfig,
   DocumentRows,
+  SyntheticSource,
   TableRows,
 )
 
@@ -202,15 +206,26 @@ def _row_source(name, source, config, corpus, seed) -> RowSource:
 
 
 def _make_row_source(source, config, corpus, seed) -> RowSource:
-  if isinstance(source, TableRows):
+  if isinstance(source, SyntheticSource):
+    made = _conversations(source, corpus)
     lens = source.min_len, source.max_len
-    tables = TableConversations(source, corpus.chat)
-    return SyntheticRows(tables, lens, config.seq_len, seed)
+    return SyntheticRows(made, lens, config.seq_len, seed)
   if isinstance(source, ConversationRows):
     store = corpus.conversations
     return StoredRows.of_conversations(store, source, config.seq_len, seed)
   assert isinstance(source, DocumentRows)
   return StoredRows.of_documents(corpus.documents, source, config.seq_len, seed)
+
+
+def _conversations(source, corpus) -> Conversations:
+  """What makes the conversations of a synthetic source."""
+  if isinstance(source, TableRows):
+    return TableConversations(source, corpus.chat)
+  text = None
+  if source.reads_documents:
+    documents, _ = select_documents(corpus.documents, source.domains)
+    text = StoredText(corpus.documents, documents, corpus.tokenizer)
+  return RetrievalConversations(source, corpus.chat, text)
 
 
 class HostBatches:

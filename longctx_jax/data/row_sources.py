@@ -82,12 +82,12 @@ class StoredRows:
   ) -> 'StoredRows':
     """Rows of the documents of some domains, by the planner that is named."""
     rng = np.random.default_rng((*seed, 0))
-    documents, lengths = _select(
+    documents, lengths = select_documents(
       store, source.domains, source.min_len, source.max_len
     )
     exempt = None
     if source.exempt:
-      exempt = np.isin(documents, _select(store, source.exempt)[0])
+      exempt = np.isin(documents, select_documents(store, source.exempt)[0])
     plan = plan_rows(source, lengths, row_len, rng, exempt)
     return cls(store, plan, documents, seed)
 
@@ -101,7 +101,7 @@ class StoredRows:
   ) -> 'StoredRows':
     """Rows of the conversations of some kinds, by the planner that is named."""
     rng = np.random.default_rng((*seed, 0))
-    documents, lengths = _select(store, source.conversations)
+    documents, lengths = select_documents(store, source.conversations)
     plan = plan_rows(source, lengths, row_len, rng)
     return cls(store, plan, documents, seed)
 
@@ -148,10 +148,18 @@ class StoredRows:
     return rng.permutation(len(self._plan))
 
 
-def _select(store, domains, min_len=0, max_len=0):
+def select_documents(
+  store: DocumentStore,
+  domains: Sequence[str],
+  min_len: int = 0,
+  max_len: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
   """Numbers and lengths of the documents of `domains`; () takes all.
 
   Of these, documents of min_len <= tokens < max_len, where 0 is no limit.
+
+  Raises:
+    ConfigError: a domain that is not there, or no document of such a length.
   """
   missing = set(domains) - set(store.domain_names)
   if missing:

@@ -9,7 +9,8 @@ from longctx_jax.data_config import (
   ConversationRows,
   DataConfig,
   DocumentRows,
-  TableRows,
+  RetrievalRows,
+  SourceConfig,
 )
 from longctx_jax.settings_table import flatten
 
@@ -20,8 +21,6 @@ _ADDED_UP = (
   *('share_wanted', 'rows', 'tokens', 'padding', 'targets', 'weight'),
   'slices',
 )
-
-SourceConfig = DocumentRows | ConversationRows | TableRows
 
 
 class SourceCounts(NamedTuple):
@@ -119,6 +118,11 @@ def describe_source(config: SourceConfig, data: DataConfig) -> str:
   elif isinstance(config, ConversationRows):
     of = _listed('kind', config.conversations)
     text = f'stored conversations of {of}, put into rows by a planner'
+  elif isinstance(config, RetrievalRows):
+    text = 'texts that hide what is asked for, made when they are read'
+    if config.reads_documents:
+      of = _listed('domain', config.domains)
+      text += f', needles in training documents of {of}'
   else:
     text = 'tables and questions, made when they are read'
   settings = {

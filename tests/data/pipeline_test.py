@@ -93,13 +93,33 @@ INTERLEAVED = {
     },
   },
 }
+RETRIEVAL = {
+  'seq_len': 512,
+  'mixture': {
+    **dataclasses.asdict(data_config())['mixture'],
+    'chat': {
+      'kind': 'retrieval',
+      'weight': 0.25,
+      'tasks': {
+        'passkey': 1.0,
+        'number_string': 1.0,
+        'kv_retrieval': 1.0,
+        'needle': 1.0,
+      },
+      'min_len': 128,
+      'max_len': 512,
+      'max_questions': 3,
+    },
+  },
+}
+RUNS = {'packed': PACKED, 'interleaved': INTERLEAVED, 'retrieval': RETRIEVAL}
 RUN_STEPS = 6
 
 
-@pytest.fixture(scope='module', params=['packed', 'interleaved'])
+@pytest.fixture(scope='module', params=RUNS)
 def run(request, corpus):
   """(source, its global batches), of a run that starts at step 0."""
-  changes = PACKED if request.param == 'packed' else INTERLEAVED
+  changes = RUNS[request.param]
   source = source_of(corpus, steps=RUN_STEPS, **changes)
   rows = [source[i] for i in range(8 * RUN_STEPS)]
   batches = [
