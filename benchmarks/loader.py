@@ -40,6 +40,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.planners import draw_lengths
+from benchmarks.requires import require
 
 BATCH_TOKENS = 524_288
 ROW_LENS = (4096, 65_536, 524_288)
@@ -338,6 +339,7 @@ def main() -> None:
   if args.only:
     only(Path(args.only[0]), json.loads(args.only[1]))
     return
+  require('datasets', 'torch')
   # Here, for it imports JAX, which no process that reads needs.
   from benchmarks.timing import report
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from benchmarks.requires import require
 from benchmarks.timing import report
 from longctx_jax.progress import Progress
 
@@ -172,6 +173,7 @@ def main() -> None:
   parser.add_argument('--repeats', type=int, default=3)
   parser.add_argument('--out', default='')
   args = parser.parse_args()
+  require('apache_beam', 'datasets')
   logging.basicConfig(format='%(message)s')
   logging.getLogger('longctx_jax.progress').setLevel(logging.INFO)
   with tempfile.TemporaryDirectory() as directory:
