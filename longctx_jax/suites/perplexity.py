@@ -53,13 +53,9 @@ def perplexity(
     seed: of the resampling.
 
   Raises:
-    ConfigError: no document is long enough.
+    ConfigError: no document is long enough, or no token for targets.
   """
-  if not 1 <= num_targets < length:
-    raise ConfigError(
-      f'--num_targets={num_targets} must be at least 1, and below the length of'
-      f' {length}'
-    )
+  contexts = context_lengths(length, num_targets)
   texts = [d[:length] for d in documents if len(d) >= length]
   if not texts:
     longest = max(map(len, documents), default=0)
@@ -69,7 +65,6 @@ def perplexity(
       ' --lengths'
     )
   rng = np.random.default_rng(seed)
-  contexts = context_lengths(length, num_targets)
   with Progress('perplexity', len(texts) * (1 + len(contexts))) as progress:
     losses = _losses(predictor, texts, begin, progress, 0)
     cut_losses = {}
@@ -93,13 +88,19 @@ def perplexity(
 
 
 def context_lengths(length: int, num_targets: int) -> list[int]:
-  """Tokens before the targets: doubled, up to all that there are."""
-  most, found = length - num_targets, []
-  n = num_targets
-  while n < most:
-    found.append(n)
-    n *= 2
-  return [*found, most]
+  """Tokens before the targets: doubled, up to all that there are.
+
+  Raises:
+    ConfigError: there are no targets, or nothing is before them.
+  """
+  if not 1 <= num_targets < length:
+    raise ConfigError(
+      f'--num_targets={num_targets} must be at least 1, and below the length of'
+      f' {length}'
+    )
+  most = length - num_targets
+  doubled = (num_targets << k for k in range(most.bit_length()))
+  return [*(n for n in doubled if n < most), most]
 
 
 def _losses(predictor, texts, begin, progress, done) -> np.ndarray:

@@ -59,6 +59,17 @@ def test_contexts_are_doubled_up_to_all_there_is():
   assert context_lengths(256, 32) == [32, 64, 128, 224]
   assert context_lengths(96, 32) == [32, 64]
   assert context_lengths(64, 32) == [32]
+  assert context_lengths(63, 32) == [31]
+  assert context_lengths(1000, 1) == [*(2**k for k in range(10)), 999]
+
+
+@pytest.mark.parametrize('num_targets', [-1, 0, 256, 257])
+def test_targets_without_tokens_or_context_are_refused(num_targets):
+  message = f'--num_targets={num_targets} must be at least 1, and below .* 256'
+  with pytest.raises(ConfigError, match=message):
+    context_lengths(LENGTH, num_targets)
+  with pytest.raises(ConfigError, match=message):
+    measure([constant(3)], num_targets=num_targets)
 
 
 def test_intervals_are_over_documents():
@@ -86,9 +97,6 @@ def test_short_documents_are_left_out_and_none_is_an_error():
   assert found['num_documents'] == 1
   with pytest.raises(ConfigError, match=r'256 tokens .* the longest has 255'):
     measure([constant(9, LENGTH - 1)])
-  for num_targets in (0, 256):
-    with pytest.raises(ConfigError, match=f'--num_targets={num_targets} must'):
-      measure([constant(3)], num_targets=num_targets)
 
 
 def test_two_tokens_are_enough():
