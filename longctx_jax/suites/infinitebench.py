@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data.retrieval_texts import (
   WORDINGS,
   draw_key,
@@ -126,7 +127,16 @@ class InfiniteBenchSuite:
     return Example(name, found[1], pairs[0][1], new, length, depth)
 
   def _from_file(self, prompter, path) -> Iterator[Example]:
-    for i, fields in enumerate(read_examples(path, _FIELDS)):
+    lines: dict[str, int] = {}
+    for i, (line, fields) in enumerate(read_examples(path, _FIELDS)):
+      name = str(fields.get('id', i))
+      if lines.setdefault(name, line) != line:
+        # A rerun would take the one for done once the other is.
+        raise ConfigError(
+          f'{path}, line {line}: the id {name!r} is that of line {lines[name]}'
+          ' too (an example without one has its number, from 0): give each its'
+          ' own'
+        )
       answer = fields['answer']
       answer = str(answer[0] if isinstance(answer, list) else answer)
       context = fields['context']
@@ -134,7 +144,6 @@ class InfiniteBenchSuite:
       new = self._max_new_tokens(prompter, answer)
       where = context.find(answer)
       depth = round(max(where, 0) / max(len(context), 1), 1)
-      name = str(fields.get('id', i))
       example = Example(name, ids, answer, new, len(ids) + new, depth)
       yield cut_to_fit(example, prompter, self.max_len)
 

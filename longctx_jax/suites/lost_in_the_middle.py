@@ -75,7 +75,7 @@ class LostInTheMiddleSuite:
       yield Example(name, found[1], pairs[0][1], new, length, depth)
 
   def _from_file(self, prompter, path) -> Iterator[Example]:
-    for i, fields in enumerate(read_examples(path, _FIELDS)):
+    for i, (_, fields) in enumerate(read_examples(path, _FIELDS)):
       records = [tuple(pair) for pair in fields['ordered_kv_records']]
       gold = fields['key'], fields['value']
       others = [pair for pair in records if pair[0] != gold[0]]

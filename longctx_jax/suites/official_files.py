@@ -23,8 +23,8 @@ TEXT = Field('a text', lambda value: isinstance(value, str))
 
 def read_examples(
   path: Path, needed: Mapping[str, Field]
-) -> Iterator[dict[str, Any]]:
-  """Objects of a JSON Lines file that have the fields `needed`.
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """(line, object) of a JSON Lines file whose objects have fields `needed`.
 
   Raises:
     ConfigError: a line that is none, or no line at all; names file and line.
@@ -51,7 +51,7 @@ def read_examples(
         raise ConfigError(
           f'{where}: the field {name!r} must be {field.what}, and is {shown}'
         )
-    yield fields
+    yield number, fields
   if not found:
     raise ConfigError(f'{path} holds no examples: give a JSON Lines file')
 

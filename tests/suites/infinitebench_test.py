@@ -137,6 +137,27 @@ def test_official_files_are_read_and_what_is_cut_is_said(tmp_path):
   assert [e.depth for e in examples] == [1.0, 0.1, 0.5, 1.0, 0.0]
 
 
+@pytest.mark.parametrize(
+  ('ids', 'message'),
+  [
+    ((7, 8, 7), "line 4: the id '7' is that of line 1 too"),
+    (('a\n', 'a\n', 'a\n'), r"line 3: the id 'a\\n' is that of line 1 too"),
+    # The third example, counted from 0.
+    ((2, 1, None), "line 4: the id '2' is that of line 1 too"),
+  ],
+)
+def test_an_id_that_two_lines_have_is_refused(tmp_path, ids, message):
+  """The second would count as asked once the first is."""
+  rows = [row(1, 1) if i is None else row(1, 1, id=i) for i in ids]
+  path = write(tmp_path / 'x.jsonl', *rows)
+  first, _, others = path.read_text().partition('\n')
+  path.write_text(f'{first}\n\n{others}')
+  suite = InfiniteBenchSuite('passkey', GRID, path)
+  with pytest.raises(ConfigError, match=rf'x\.jsonl, {message}') as error:
+    list(suite.examples(word_prompter()))
+  assert '\n' not in str(error.value)
+
+
 def test_braces_of_official_files_are_text(tmp_path):
   prompter = word_prompter()
   context = 'Some {input} and {0} and {context}: 71432. '

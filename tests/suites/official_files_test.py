@@ -16,9 +16,14 @@ def read(path):
 
 def test_every_line_is_an_example_but_those_that_are_blank(tmp_path):
   path = tmp_path / 'x.jsonl'
-  for whole in (GOOD, GOOD + b'\r\n\r\n', b'\n \n\xef\xbb\xbf' + GOOD):
-    path.write_bytes(whole)
-    assert read(path) == [{'context': 'ä', 'more': 1}]
+  for before, after in (
+    (b'', b''),
+    (b'', b'\r\n\r\n'),
+    (b'\n \n\xef\xbb\xbf', b''),
+  ):
+    path.write_bytes(before + GOOD + after)
+    line = 1 + before.count(b'\n')
+    assert read(path) == [(line, {'context': 'ä', 'more': 1})]
 
 
 @pytest.mark.parametrize(
