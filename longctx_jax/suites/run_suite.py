@@ -7,7 +7,6 @@ Asking for more lengths, depths or samples later adds to what is there.
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.progress import Progress
 from longctx_jax.suites.prompter import Prompter
-from longctx_jax.suites.settings import check_settings
+from longctx_jax.suites.record_file import (
+  add_records,
+  open_records,
+  read_records,
+)
 from longctx_jax.suites.suite import Example, Suite
-from longctx_jax.workdir import write_atomically
 
 _logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def run_suite(
     ConfigError: the file there is of other settings, or not ours.
   """
   path = directory / f'{suite.name}.jsonl'
-  there = open_predictions(path, asked_as)
+  there = open_records(path, asked_as)
   done = {record['name'] for record in there}
   examples = [e for e in suite.examples(prompter) if e.name not in done]
   if done:
@@ -71,59 +72,10 @@ def run_suite(
         _record(suite, example, text)
         for example, text in zip(batch, texts, strict=True)
       ]
-      _write_records(path, records, asked_as if not asked else None)
+      add_records(path, records, asked_as if not asked else None)
       asked += len(batch)
       progress.update(asked)
-  return summarise(read_predictions(path), any_length=any_length)
-
-
-def open_predictions(
-  path: Path, asked_as: dict[str, Any]
-) -> list[dict[str, Any]]:
-  """The predictions of a file; none where there is no file.
-
-  A line that a kill cut short is taken out, and asked again.
-
-  Raises:
-    ConfigError: it begins with other settings.
-  """
-  if not path.exists() or not path.read_bytes().strip():
-    return []
-  whole = path.read_bytes()
-  kept = whole[: whole.rfind(b'\n') + 1]
-  if kept and kept != whole:
-    write_atomically(path, kept.decode('utf-8'))
-  first, *records = _lines(path)
-  there = first.get('settings') if isinstance(first, dict) else None
-  if records or there is None:
-    check_settings(there, json.loads(json.dumps(asked_as)), path)
-  return records
-
-
-def _write_records(path, records, settings) -> None:
-  """Appends predictions; the first of a file replace it, under settings."""
-  text = ''.join(json.dumps(record) + '\n' for record in records)
-  if settings is not None:
-    # Not before there is a prediction: a run that fails leaves nothing.
-    write_atomically(path, json.dumps({'settings': settings}) + '\n' + text)
-    return
-  with path.open('a', encoding='utf-8') as file:
-    file.write(text)
-
-
-def read_predictions(path: Path) -> list[dict[str, Any]]:
-  """The predictions of a file, in the order they came."""
-  return _lines(path)[1:]
-
-
-def _lines(path):
-  try:
-    lines = path.read_text('utf-8').splitlines()
-    return [json.loads(line) for line in lines]
-  except ValueError as error:
-    raise ConfigError(
-      f'{path}: a line is no JSON ({error}): remove it, or give another --out'
-    ) from error
+  return summarise(read_records(path), any_length=any_length)
 
 
 def _batches(
