@@ -94,13 +94,16 @@ class Predictor:
     )
 
   def rows(
-    self, rows: Sequence[np.ndarray]
+    self, rows: Sequence[np.ndarray], *, start: int = 0
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each row of tokens [T]: losses [T - 1] and predictions [T - 1].
 
     Entry t is about token t + 1, given those up to t. Rows are padded to the
     next power of two, or multiple of 8,192, of the longest, so that few shapes
     are compiled: bring together rows of similar lengths.
+
+    Of rows from `start` on, the same to the bit as of all rows: each stands
+    where it would in its batch. Batches before `start` are left out.
     """
     longest = max(len(row) for row in rows)
     T = 1 << (longest - 1).bit_length()
@@ -113,7 +116,8 @@ class Predictor:
     fewest = 1 << (len(rows) - 1).bit_length()
     batch_size = max(min(self._batch_tokens // T, fewest), 1)
     batch_size += -batch_size % parallel.row_shards
-    for first in range(0, len(rows), batch_size):
+    # Rounding may depend on a batch's size, and on a row's place in it.
+    for first in range(start - start % batch_size, len(rows), batch_size):
       group = rows[first : first + batch_size]
       padded = _pad_rows(group, batch_size, T)
       batch = Batch(*(self._put(to_layout(x, *layout)) for x in padded))
@@ -122,8 +126,8 @@ class Predictor:
         from_layout(process_allgather(x, tiled=True), *layout)
         for x in _predict(graph, self._params, batch)
       )
-      for k, row in enumerate(group):
-        used = len(row) - 1
+      for k in range(max(start - first, 0), len(group)):
+        used = len(group[k]) - 1
         yield losses[k, :used], predictions[k, :used]
 
   def _put(self, x):

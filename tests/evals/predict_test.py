@@ -132,6 +132,15 @@ def test_rows_whose_chunks_are_shorter_than_a_block_stay_in_order():
   assert layouts == ['contiguous', 'zigzag', 'zigzag']
 
 
+def count_batches(monkeypatch):
+  """The sizes of batches, as they are asked for."""
+  padded, pad = [], predict._pad_rows
+  monkeypatch.setattr(
+    predict, '_pad_rows', lambda *args: padded.append(args[1]) or pad(*args)
+  )
+  return padded
+
+
 @pytest.mark.parametrize(
   ('num_rows', 'batches'), [(1, [1]), (3, [4]), (4, [4]), (9, [8, 8])]
 )
@@ -139,11 +148,27 @@ def test_few_rows_are_not_padded_to_a_whole_batch(
   params, monkeypatch, num_rows, batches
 ):
   # Batches of eight rows of 16 tokens, if there are as many.
-  padded, pad = [], predict._pad_rows
-  monkeypatch.setattr(
-    predict, '_pad_rows', lambda *args: padded.append(args[1]) or pad(*args)
-  )
+  padded = count_batches(monkeypatch)
   rows = [np.arange(16, dtype=np.int32)] * num_rows
   found = Predictor.of_stage(CONFIG, params, mesh_of(1)).rows(rows)
   assert len(list(found)) == num_rows
   assert padded == batches
+
+
+# Batches of two rows of up to 64 tokens, or of four of up to 32.
+@pytest.mark.parametrize(('T', 'size'), [(64, 2), (32, 4)])
+@pytest.mark.parametrize('start', range(8))
+def test_rows_from_a_start_on_are_the_same_to_the_bit(
+  predictor, monkeypatch, T, size, start
+):
+  rng = np.random.default_rng(1)
+  rows = [rng.integers(8, VOCAB_SIZE, T).astype(np.int32) for _ in range(7)]
+  whole = list(predictor.rows(rows))
+  padded = count_batches(monkeypatch)
+  got = list(predictor.rows(rows, start=start))
+  assert len(got) == 7 - start
+  for found, expected in zip(got, whole[start:], strict=True):
+    for x, y in zip(found, expected, strict=True):
+      assert x.tobytes() == y.tobytes()
+  # Nothing of a batch that lies before it.
+  assert padded == [size] * len(range(start // size * size, 7, size))
