@@ -106,7 +106,7 @@ def evaluate_model(
 ) -> dict[str, Any]:
   """Runs the suites, and writes results.json and evaluation.html into `out`.
 
-  What `out` has already is not asked again; losses are measured anew.
+  What `out` has already is not asked again, and no loss measured again.
 
   Raises:
     ConfigError: settings that do not go together, or with what is there.
@@ -141,7 +141,9 @@ def evaluate_model(
 
   for name in evaluation.suites:
     if name == 'perplexity':
-      found = _perplexity(loaded, evaluation, texts, mesh, split)
+      found = _perplexity(
+        loaded, evaluation, texts, mesh, split, out, settings[name]
+      )
     else:
       found = run_suite(
         make_suite(name, evaluation, loaded, texts),
@@ -236,19 +238,26 @@ class _Texts:
     raise ConfigError(f'--text={self._path}: no text is there')
 
 
-def _perplexity(loaded, evaluation, texts, mesh, split):
+def _perplexity(loaded, evaluation, texts, mesh, split, out, asked_as):
   length = max(evaluation.grid.lengths)
   documents = [d for d in texts.documents() if len(d) >= length]
-  predictor = loaded.predictor(
-    mesh, split=split, batch_tokens=evaluation.batch_tokens
-  )
+
+  @functools.cache
+  def predictor():
+    # Weights take minutes to read: not if all losses are there.
+    return loaded.predictor(
+      mesh, split=split, batch_tokens=evaluation.batch_tokens
+    )
+
   found = perplexity(
     predictor,
     (documents or texts.documents())[: evaluation.num_documents],
+    out,
     length=length,
     num_targets=min(evaluation.num_targets, length // 2),
     begin=loaded.begin,
     seed=evaluation.grid.seed,
+    asked_as=asked_as,
   )
   _logger.info('perplexity: loss %.4f', found['loss']['loss'])
   return found

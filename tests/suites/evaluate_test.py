@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from longctx_jax.config import ConfigError, MeshConfig
+from longctx_jax.evals import predict
 from longctx_jax.sharding import make_mesh
 from longctx_jax.suites.evaluate import Evaluation, evaluate_model, make_suite
 from longctx_jax.suites.suite import Grid
@@ -33,6 +34,8 @@ def test_all_suites_run_on_a_model_of_no_words(folder, tmp_path):
     assert results['suites'][name]['num'] == 2
     assert (out / f'{name}.png').exists()
     assert len((out / f'{name}.jsonl').read_text().splitlines()) == 3
+  # One document whole, and its targets after 256, 512 and 644 tokens.
+  assert len((out / 'perplexity.jsonl').read_text().splitlines()) == 5
   # A model of random weights finds nothing; it knows no word of English.
   assert results['suites']['passkey']['score'] == 0
   assert results['suites']['perplexity']['loss']['loss'] > 4
@@ -78,7 +81,45 @@ def test_one_place_holds_results_of_the_same_settings(measure, tmp_path):
   with pytest.raises(ConfigError, match=r"text is '?[^;]*/text\.txt' there"):
     measure(text=str(tmp_path))
   assert path.read_bytes() == before
+  # Where there are no results yet, the file of losses says what it is of.
+  path.unlink()
+  with pytest.raises(ConfigError, match=r'perplexity\.jsonl .*seed is 0 there'):
+    measure(seed=1)
   assert measure(length=50)['suites']['perplexity']['length'] == 50
+
+
+@pytest.mark.parametrize(
+  ('kept', 'batches'),
+  # Five documents whole in batches of two, and their targets after 30 tokens;
+  # the settings are a line too.
+  [(1, 6), (2, 6), (3, 5), (4, 5), (6, 3), (9, 2), (10, 1), (11, 0)],
+)
+def test_losses_go_on_where_a_kill_cut_them_to_the_same_results(
+  measure, tmp_path, monkeypatch, kept, batches
+):
+  texts = tmp_path / 'texts'
+  texts.mkdir()
+  for i in range(5):
+    (texts / f'{i}.txt').write_text(f'Text {i}: it was late {i * i}. ' * 20)
+  asked, pad = [], predict._pad_rows
+  monkeypatch.setattr(
+    predict, '_pad_rows', lambda *args: asked.append(args) or pad(*args)
+  )
+  how = {'text': str(texts), 'batch_tokens': 128}
+  measure(**how)
+  assert len(asked) == 6
+  out = tmp_path / 'out'
+  before = {path: path.read_bytes() for path in out.glob('*.json*')}
+  assert len(before) == 2
+  (out / 'results.json').unlink()
+  path = out / 'perplexity.jsonl'
+  lines = before[path].splitlines(keepends=True)
+  torn = b''.join(lines[kept:])[:20]
+  path.write_bytes(b''.join(lines[:kept]) + torn)
+  asked.clear()
+  measure(**how)
+  assert {path: path.read_bytes() for path in before} == before
+  assert len(asked) == batches
 
 
 @pytest.mark.parametrize('text', ['{"suites": {"nee', '[]', '{"suites": [1]}'])
