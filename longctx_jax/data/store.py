@@ -94,6 +94,8 @@ class DocumentStore:
       StoreError: a page is damaged.
     """
     documents, starts, stops = map(np.asarray, (documents, starts, stops))
+    if len(documents) and not len(self):  # numpy has nothing to take from
+      self._check_document(int(documents[0]))
     lengths = self.lengths.take(documents, mode='clip')
     good = (documents >= 0) & (documents < len(self))
     good &= (starts >= 0) & (starts <= stops) & (stops <= lengths)

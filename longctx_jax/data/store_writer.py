@@ -81,7 +81,8 @@ def write_store(
 
   It grows in a neighbour named `directory` + '.partial' and is renamed at the
   end: a run that is killed leaves no store, or the old one. A shard ends with
-  the document that brings it to `shard_tokens`.
+  the document that brings it to `shard_tokens`. A store of no documents has one
+  shard, which is empty.
 
   Args:
     settings: what the documents were made from, for the manifest.
@@ -91,7 +92,7 @@ def write_store(
     page_tokens: None takes what suits the compression.
 
   Raises:
-    ValueError: there are no documents, or one is malformed.
+    ValueError: a document is malformed.
     StoreError: `directory` holds something other than a store.
     OSError: the disk is full, or the like; nothing is left behind.
   """
@@ -99,14 +100,19 @@ def write_store(
   try:
     partial = begin_store(directory)
     rest, shards = iter(documents), []
-    for first in rest:
-      part = _until_full(first, rest, shard_tokens)
+
+    def write(part):
       path = partial / str(len(shards))
       shards.append(
         write_shard(
           path, part, compression=compression, page_tokens=page_tokens
         )
       )
+
+    for first in rest:
+      write(_until_full(first, rest, shard_tokens))
+    if not shards:
+      write(())
     finish_store(
       directory,
       shards,
@@ -165,19 +171,18 @@ def finish_store(
   """Makes a store of `shards`, which lie where `begin_store` said.
 
   Documents are numbered in the order of `shards`, and the fingerprint depends
-  on it, and on how documents fall into shards. Files of no shard, such as those
-  of a failed attempt at one, are removed.
+  on it, and on how documents fall into shards. Shards that are empty are left
+  out, unless all are. Files of no shard, such as those of a failed attempt at
+  one, are removed.
 
   Raises:
-    ValueError: there are no documents, or others than `accounts` say.
+    ValueError: there are no shards, or other documents than `accounts` say.
   """
   partial = _neighbour(directory, 'partial')
-  shards = [shard for shard in shards if shard.counts.documents]
   if not shards:
-    raise ValueError(
-      'there are no documents to store: the corpus is empty. Look at the'
-      ' sources, their max_chars, and the warnings above'
-    )
+    raise ValueError('there are no shards, not even an empty one')
+  # One that is empty spares whoever reads a store the case of none.
+  shards = [s for s in shards if s.counts.documents] or [shards[0]]
   index = _join(shards, tokenizer_fingerprint, settings, accounts or {})
   for file in set(partial.iterdir()) - {shard.path for shard in shards}:
     file.unlink()

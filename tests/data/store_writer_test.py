@@ -1,6 +1,7 @@
 """Writing a store: whole or not at all, in one process or from many shards."""
 
 import json
+import pickle
 import random
 import signal
 import subprocess
@@ -13,8 +14,14 @@ import pytest
 from longctx_jax.data import store_writer
 from longctx_jax.data.store import DocumentStore
 from longctx_jax.data.store_format import StoreError
-from longctx_jax.data.store_verify import verify_store
-from tests.data.stored_documents import FILES, files_of, make_documents, write
+from longctx_jax.data.store_verify import StoreReport, verify_store
+from tests.data.stored_documents import (
+  COMPRESSIONS,
+  FILES,
+  files_of,
+  make_documents,
+  write,
+)
 
 
 @pytest.fixture
@@ -163,10 +170,30 @@ def test_settings_come_back_as_json_has_them(directory):
   assert DocumentStore(directory).settings == expected
 
 
-def test_empty_corpus_is_refused(directory):
-  with pytest.raises(ValueError, match='the corpus is empty'):
-    write(directory, [])
-  assert list(directory.parent.iterdir()) == []
+@pytest.mark.parametrize('compression', COMPRESSIONS)
+def test_a_store_may_be_empty(directory, compression):
+  store = write(directory, [], compression=compression)
+  assert files_of(directory) == {
+    name for name in FILES if name != 'places.npy' or compression == 'none'
+  }
+  assert (len(store), store.domain_names, store.lengths.tolist()) == (0, (), [])
+  assert store.is_compressed == (compression == 'zstd')
+  assert pickle.loads(pickle.dumps(store)).fingerprint == store.fingerprint
+  assert verify_store(directory) == StoreReport(0, 0, 0, ())
+  for read in (lambda: store.read(0, 0, 1), lambda: store.name(0)):
+    with pytest.raises(IndexError, match='document 0 of a store of 0 docum'):
+      read()
+
+
+def test_of_empty_shards_one_is_kept_if_there_is_no_other(tmp_path):
+  document = make_documents([5])
+  for parts, num_shards in (([[], []], 1), ([[], document, []], 1)):
+    store = write_from_shards(tmp_path / 'store', parts)
+    assert len(store) == sum(map(len, parts))
+    shards = list((tmp_path / 'store').glob('*.array_record'))
+    assert len(shards) == num_shards
+  alone = write_from_shards(tmp_path / 'alone', [document])
+  assert store.fingerprint == alone.fingerprint
 
 
 @pytest.mark.parametrize(
