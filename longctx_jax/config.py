@@ -297,6 +297,13 @@ class StageConfig:
   def _check_conversations(self, name: str, source: ConversationRows):
     """Their kinds are there, and none is too long for rows of whole ones."""
     corpus = self.corpus
+    if not corpus.asks_for_conversations:
+      raise ConfigError(
+        f'data.mixture.{name}: the corpus has no conversations. Ask for some'
+        ' (corpus.conversations.extract=1000, or'
+        ' corpus.conversation_files.NAME.path), or take this source out of'
+        ' data.mixture'
+      )
     there = [*corpus.conversations, *corpus.conversation_files]
     absent = [kind for kind in source.conversations if kind not in there]
     if absent:

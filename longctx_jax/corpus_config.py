@@ -121,7 +121,8 @@ class CorpusConfig:
   sources: dict[str, TextSource]
   vocab_size: int
   heldout_frac: float
-  # How many conversations of each kind to make: see `data/instructions.py`.
+  # How many conversations of each kind to make: see `data/instructions.py`. To
+  # pretrain on documents alone there need be none, nor conversation_files.
   conversations: dict[str, int]
   # Longest conversation kept, in tokens.
   max_conversation_len: int
@@ -168,6 +169,11 @@ class CorpusConfig:
       raise ConfigError(
         f'heldout_frac must lie in (0, 1), got {self.heldout_frac}'
       )
+
+  @property
+  def asks_for_conversations(self) -> bool:
+    """Whether there are to be any beside the documents."""
+    return any(self.conversations.values()) or bool(self.conversation_files)
 
   def longest_conversation(self, kind: str) -> tuple[str, int]:
     """(field, tokens): what limits conversations of a kind, and how long."""

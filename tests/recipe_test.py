@@ -66,6 +66,17 @@ def test_a_recipe_runs_its_stages_once_and_reports_them(tmp_path):
   assert again == written
 
 
+@pytest.mark.slow
+def test_a_stage_trains_and_is_evaluated_on_a_corpus_of_documents(tmp_path):
+  _, stage = two_stages(
+    corpus={'conversations': {}}, train={'steps': 2, 'carry_over': 'none'}
+  )
+  (summary,) = run_recipe((stage,), tmp_path)['stages']
+  assert summary['tokens'] == 2 * 8 * 256
+  assert 0 < summary['val_loss'] < 10
+  assert set(summary['needle']) == {'64', '128'}
+
+
 @pytest.mark.parametrize(
   'carry_over',
   [pytest.param('weights', marks=pytest.mark.slow), 'weights_and_optimizer'],

@@ -189,6 +189,7 @@ MADE = {
   'min_len': 64,
   'max_len': 100,
 }
+NO_NEEDLES = {'extract': 9, 'needle': 0}
 EXTRACTS = {**CHATS, 'conversations': ('extract',)}
 NEEDLES = {**CHATS, 'conversations': ('extract', 'needle')}
 ASKED = "The needle's wording is among the training conversations of "
@@ -249,7 +250,7 @@ NOT_ASKED = "The needle's wording is not in the training data of these stages: "
       NOT_ASKED + 'no needle conversations are made.',
     ),
     (
-      (make_stage('one', mixture={'c': CHATS}, conversations={'needle': 0}),),
+      (make_stage('one', mixture={'c': CHATS}, conversations=NO_NEEDLES),),
       NOT_ASKED + 'no needle conversations are made.',
     ),
     (

@@ -254,6 +254,10 @@ BUCKETS = {**TEXT, 'planner': 'buckets', 'bucket_len': 64}
       'data.mixture.chat.conversations: poems is neither in corpus.conver',
     ),
     (
+      {'corpus__conversations': {'needle': 0}},
+      'data.mixture.chat: the corpus has no conversations. Ask for some',
+    ),
+    (
       {'model__num_heads': 3},
       'model.num_heads=3 is not a multiple of num_kv_heads=2',
     ),

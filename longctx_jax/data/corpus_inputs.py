@@ -16,15 +16,15 @@ def check_inputs(config: CorpusConfig) -> None:
   Of conversation files, the first conversation is read.
 
   Raises:
-    ConfigError: no conversations are asked for, or of an unknown kind; or a
-      path is empty, or no conversation is at it, or the first file is of no
-      known shape.
+    ConfigError: no documents are asked for, or conversations of an unknown
+      kind; or a path is empty, or no conversation is at it, or the first file
+      is of no known shape.
   """
-  if not (any(config.conversations.values()) or config.conversation_files):
+  if not config.sources:
     raise ConfigError(
-      'corpus.conversations asks for none, and there are no'
-      ' corpus.conversation_files: a corpus must hold some, which need not be'
-      ' in data.mixture. Set corpus.conversations.needle=1'
+      'corpus.sources names none: every corpus needs documents, as evaluations'
+      ' hide needles in those that are held out. Give some beside the'
+      ' conversations, they need not be in data.mixture'
     )
   for kind in config.conversations:
     check_kind(kind)

@@ -4,7 +4,7 @@
     corpus/documents/        training documents, tokenised
     corpus/heldout/          documents kept from training, by a hash of the name
     corpus/conversations/    instruction data, from files and from training
-                             documents
+                             documents; empty if none is asked for
 
 The directory appears under its name only when all of it is written.
 """

@@ -100,6 +100,12 @@ class StoredRows:
     seed: tuple[int, ...],
   ) -> 'StoredRows':
     """Rows of the conversations of some kinds, by the planner that is named."""
+    if not len(store):
+      raise ConfigError(
+        'the corpus has no conversations: prepare one with'
+        ' corpus.conversations or corpus.conversation_files, or take this'
+        ' source out of data.mixture'
+      )
     rng = np.random.default_rng((*seed, 0))
     documents, lengths = select_documents(store, source.conversations)
     plan = plan_rows(source, lengths, row_len, rng)

@@ -52,12 +52,14 @@ def stored_conversations(
 ) -> Iterator[StoredDocument]:
   """All conversations by name, none longer than `config` lets its kind be.
 
+  There are none if `config` asks for none.
+
   Args:
     accounts: gets what became of those of each name, characters uncounted.
 
   Raises:
-    ConfigError: there are none, or a file or record is refused; see
-      `read_conversations`.
+    ConfigError: there are none of those asked for, or a file or record is
+      refused; see `read_conversations`.
   """
   sources = _made(config, documents, seed) | _from_files(config)
   total = Counter()
@@ -67,7 +69,7 @@ def stored_conversations(
     total += counts
     accounts[name] = _account(counts, source)
     log.info('corpus: conversations of %s: %s', name, _shown(counts, source))
-  if not total['kept']:
+  if config.asks_for_conversations and not total['kept']:
     raise ConfigError(_none_made(config, total, sources))
 
 
