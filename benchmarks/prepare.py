@@ -45,7 +45,6 @@ config = from_config_dict(CorpusConfig, {
   'vocab_size': 20_000, 'heldout_frac': 0.01, 'eos': 'none', 'bos': 'none',
   'conversations': {}, 'max_conversation_len': 1000,
   'chat_template': 'chatml',
-  'conversation_files': {'one': {'path': str(directory / 'one.json')}},
   'tokenizer_path': str(directory / 'tokenizer.json'),
   'added_tokens': ['<|im_start|>', '<|im_end|>'],
   'filters': {'deduplicate': True}})
@@ -82,7 +81,7 @@ print(pc.sum(pc.list_value_length(ids.data.column('ids'))).as_py())
 
 
 def write_texts(directory: Path, megabytes: float) -> float:
-  """Documents, a tokenizer and a conversation; returns the MB of text."""
+  """Documents and a tokenizer; returns the MB of text."""
   paths = sorted(Path(sysconfig.get_path('stdlib')).rglob('*.py'))
   texts, read = [], 0
   for path in paths:
@@ -112,8 +111,6 @@ def write_texts(directory: Path, megabytes: float) -> float:
     ),
   )
   tokenizer.save(str(directory / 'tokenizer.json'))
-  turns = [{'role': r, 'content': 'x'} for r in ('user', 'assistant')]
-  (directory / 'one.json').write_text(json.dumps([{'messages': turns}]))
   return written / 1e6
 
 
