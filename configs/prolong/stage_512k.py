@@ -38,8 +38,10 @@ TOPOLOGIES = {
 
 def get_config(arg: str = '') -> ConfigDict:
   """The stage; `:tiny` runs on a laptop in minutes."""
-  arg = common.parse_arg(arg, tiny=False, topology='')
-  c = stage_64k.get_config(common.arg_of(tiny=arg.tiny))
+  arg = common.parse_arg(arg, tiny=False, text_only=False, topology='')
+  c = stage_64k.get_config(
+    common.arg_of(tiny=arg.tiny, text_only=arg.text_only)
+  )
   c.name = 'stage_512k'
   c.data.seq_len = 524_288  # Table 9
   c.data.batch_size = 16  # Table 9: 8M tokens

@@ -21,6 +21,9 @@ stages; CORPUS gives a path to every domain and to the last stage's chats:
         --config.train.init_from=runs/prolong_tiny/stages/1_start/checkpoints \
         --workdir=runs/64k
 
+`:text_only` leaves the chats out of the corpus, for the two long stages without
+the last: give it, or `:text_only,topology=...`, to `prepare` and both of them.
+
 Cost: 2.2K H100-hours, as the paper says. Not run at scale.
 """
 
@@ -49,7 +52,7 @@ TOPOLOGIES = {
 
 def get_config(arg: str = '') -> ConfigDict:
   """The stage; `:tiny` runs on a laptop in minutes."""
-  arg = common.parse_arg(arg, tiny=False, topology='')
+  arg = common.parse_arg(arg, tiny=False, text_only=False, topology='')
   c = ConfigDict()
   c.name = 'stage_64k'
   c.source = 'ProLong, arXiv:2410.02660'
@@ -228,6 +231,9 @@ def get_config(arg: str = '') -> ConfigDict:
     c.train.steps = 60
     c.train.init_from = ''
     c.checkpoint.every_steps = 30
+  if arg.text_only:
+    c.corpus.conversations = ConfigDict()
+    c.corpus.conversation_files = ConfigDict()
   common.choose_topology(c, arg, TOPOLOGIES)
   return c
 

@@ -40,7 +40,7 @@ def get_config(arg: str = '') -> ConfigDict:
       'prepared': '',
       'vocab_size': 49_152,
       'heldout_frac': 0.02,  # ours
-      'conversations': {'extract': 100},  # ours: what stages of SFT would use
+      'conversations': {},  # it trains on documents alone
       'max_conversation_len': 2048,
       'tokenizer_path': 'models/smollm2',
       'added_tokens': (),

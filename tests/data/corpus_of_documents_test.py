@@ -1,9 +1,12 @@
 """A corpus without conversations: made, continued, read and counted as any."""
 
+import dataclasses
 import json
 
 import pytest
 
+from configs.prolong import stage_64k, stage_512k
+from longctx_jax.config import StageConfig
 from longctx_jax.config_from_dict import ConfigError, from_config_dict
 from longctx_jax.corpus_page import write_corpus_page
 from longctx_jax.data.pipeline import BatchSource
@@ -174,3 +177,18 @@ def test_documents_must_be_there(texts, tmp_path, make, changes, message):
     make(config, tmp_path / 'c', seed=0)
   assert '\n' not in str(raised.value)
   assert not (tmp_path / 'c').exists()
+
+
+@pytest.mark.parametrize('tiny', ['', 'tiny,'])
+def test_the_long_stages_of_prolong_share_a_corpus_of_text_alone(tiny):
+  corpora = []
+  for file in (stage_64k, stage_512k):
+    whole, stage = (
+      from_config_dict(StageConfig, file.get_config(tiny + option))
+      for option in ('', 'text_only')
+    )
+    assert whole.corpus.asks_for_conversations
+    assert not stage.corpus.asks_for_conversations
+    assert dataclasses.replace(stage, corpus=whole.corpus) == whole
+    corpora.append(stage.corpus)
+  assert corpora[0] == corpora[1]
