@@ -10,15 +10,13 @@ The directory appears under its name only when all of it is written.
 """
 
 import contextlib
-import dataclasses
-import json
 import logging
 import shutil
 import types
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +27,7 @@ from longctx_jax.data import synthetic_tables
 from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.corpus_inputs import check_inputs, naming_source
+from longctx_jax.data.corpus_settings import corpus_settings, settings_there
 from longctx_jax.data.counts import HELDOUT, Counts
 from longctx_jax.data.disk import publish
 from longctx_jax.data.document_filters import fit_length, text_key
@@ -132,10 +131,11 @@ def open_corpus(
     for name in ('documents', 'heldout', 'conversations')
   }
   for store in stores.values():
-    if settings is not None and store.settings != settings:
+    there = settings_there(store.settings)
+    if settings is not None and there != settings:
       raise ConfigError(
         f'{directory} was prepared with other corpus settings'
-        f' ({first_difference(store.settings, settings)}): give another'
+        f' ({first_difference(there, settings)}): give another'
         ' directory, or remove it to prepare it again'
       )
   if chat is None:
@@ -159,14 +159,6 @@ def open_corpus(
   return corpus
 
 
-def corpus_settings(config: CorpusConfig, seed: int) -> dict[str, Any]:
-  """What a corpus is made from, as it comes back from its manifests."""
-  settings = {'corpus': dataclasses.asdict(config), 'seed': seed}
-  # Where and how a corpus lies is no part of what it is made from.
-  del settings['corpus']['prepared'], settings['corpus']['compression']
-  return json.loads(json.dumps(settings))  # JSON has no tuples
-
-
 def _open_prepared(config) -> Corpus:
   """The corpus of `longctx prepare`, made with any seed."""
   directory = Path(config.prepared)
@@ -176,7 +168,7 @@ def _open_prepared(config) -> Corpus:
       f' `longctx prepare --out={config.prepared}` and this --config'
     )
   corpus = open_corpus(directory)
-  there = corpus.documents.settings['corpus']
+  there = settings_there(corpus.documents.settings)['corpus']
   here = corpus_settings(config, 0)['corpus']
   if there != here:
     raise ConfigError(

@@ -27,12 +27,13 @@ from longctx_jax.data import prepare
 from longctx_jax.data.chat import Chat
 from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.corpus_inputs import check_inputs, naming_source
+from longctx_jax.data.corpus_settings import corpus_settings
 from longctx_jax.data.corpus_statistics import corpus_statistics
 from longctx_jax.data.counts import Counts
 from longctx_jax.data.disk import full_disk, publish
 from longctx_jax.data.documents import check_text_field
 from longctx_jax.data.parts import Document
-from longctx_jax.data.prepare import Corpus, corpus_settings, open_corpus
+from longctx_jax.data.prepare import Corpus, open_corpus
 from longctx_jax.data.prepare_choice import choose
 from longctx_jax.data.prepare_steps import STORES, Job, Written, run_step
 from longctx_jax.data.prepare_tasks import TASK_BYTES, Work, list_tasks

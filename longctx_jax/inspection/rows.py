@@ -8,6 +8,7 @@ import numpy as np
 from longctx_jax.batch import Batch, check_segment_ids
 from longctx_jax.config import StageConfig
 from longctx_jax.config_from_dict import ConfigError
+from longctx_jax.data.corpus_settings import settings_there
 from longctx_jax.data.pipeline import BatchSource, RowOrigin
 from longctx_jax.data.prepare import Corpus
 from longctx_jax.data.row_sources import Origin
@@ -100,7 +101,8 @@ def inspect_step(
     [view_row(i, source.origin(i), source[i]) for i in shown],
     count_sources(stage, source, step, num_steps),
     corpus_rules(
-      corpus.documents.settings['corpus'], corpus.documents.accounts
+      settings_there(corpus.documents.settings)['corpus'],
+      corpus.documents.accounts,
     ),
   )
 

@@ -1,7 +1,7 @@
 """Which documents there are to inspect, and what became of the others."""
 
+from longctx_jax.data.corpus_settings import corpus_settings
 from longctx_jax.data.counts import HELDOUT, Counts
-from longctx_jax.data.prepare import corpus_settings
 from longctx_jax.inspection.corpus_rules import corpus_rules
 from longctx_jax.inspection.rows import inspect_step
 from tests import small
