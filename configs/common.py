@@ -137,10 +137,11 @@ def text_source(kind: str, max_chars: int) -> ConfigDict:
 
 
 def all_documents() -> ConfigDict:
-  """Filters that let every document through."""
+  """Filters that let every document through, but stubs."""
   return ConfigDict(
     {
       'deduplicate': False,
+      'min_chars': 200,  # ours: shorter ones, such as an __init__.py of imports
       'min_tokens': 0,
       'max_tokens': 0,
       'too_long': 'cut',

@@ -100,18 +100,26 @@ class DocumentFilters:
 
   # Of documents with the same text, in all sources, only the first is kept.
   deduplicate: bool = False
+  # Characters of the shortest text that is kept. ours: shorter ones are stubs,
+  # such as an `__init__.py` of one import.
+  min_chars: int = 200
   # Lengths of a stored document with its begin and end tokens; 0: no limit.
   min_tokens: int = 0
   max_tokens: int = 0
   too_long: Literal['cut', 'drop'] = 'cut'
 
   def __post_init__(self):
-    check_at_least(self, 0, 'min_tokens', 'max_tokens')
+    check_at_least(self, 0, 'min_chars', 'min_tokens', 'max_tokens')
     if 0 < self.max_tokens < self.min_tokens:
       raise ConfigError(
         f'min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}:'
         ' no document has such a length'
       )
+
+  @property
+  def least_chars(self) -> int:
+    """`min_chars`, and 1 at least: a text of nothing is never stored."""
+    return max(self.min_chars, 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,16 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from longctx_jax.config_from_dict import ConfigError
-from longctx_jax.corpus_config import TextSource
+from longctx_jax.corpus_config import DocumentFilters, TextSource
 from longctx_jax.data.counts import Counts
 from longctx_jax.data.document_filters import stored_text
 from longctx_jax.data.parts import Document, Problem
 from longctx_jax.data.readers import ONE_PER_PART, list_parts, read_part
 
 _logger = logging.getLogger(__name__)
-
-# ours: anything shorter is a stub, such as an `__init__.py` of one import.
-MIN_CHARS = 200
 
 
 def read_documents(
@@ -45,14 +42,21 @@ def read_documents(
 
 
 def sample_documents(
-  source: TextSource, domain: str, cache_dir: Path
+  source: TextSource,
+  domain: str,
+  cache_dir: Path,
+  *,
+  least_chars: int = DocumentFilters.min_chars,
 ) -> tuple[list[Document], Counts]:
   """`read_documents`, and what became of those that are not among them.
+
+  Texts shorter than `least_chars` are left out, and so is what a cut leaves of
+  one.
 
   Where one part is one document, parts are read in order until `max_chars` is
   reached. Else all are read, and no more than `max_chars` are held at a time.
   """
-  sample = _Sample(source)
+  sample = _Sample(source, least_chars)
   problems = {}
   parts = list_parts(source, domain, cache_dir)
   in_order = source.kind in ONE_PER_PART
@@ -107,9 +111,10 @@ class _Sample:
   Holds no more than can be among them: `max_chars`, and one document.
   """
 
-  def __init__(self, source):
+  def __init__(self, source, least_chars):
     self.counts = Counts()
     self._source, self._max_chars = source, source.max_chars
+    self._least_chars = least_chars
     self._held = []  # a heap, the last document in the order first
     self._num_chars = 0
 
@@ -118,7 +123,7 @@ class _Sample:
     text = stored_text(document.text, self._source)
     self.counts.trim('line_ends', len(document.text) - len(text))
     shorter = cut_text(text, self._max_chars // 4)
-    if len(shorter) < MIN_CHARS:
+    if len(shorter) < self._least_chars:
       self.counts.drop('too_short', len(text))
       return
     self.counts.trim('cut', len(text) - len(shorter))
@@ -133,7 +138,7 @@ class _Sample:
 
   def is_full(self) -> bool:
     """Whether no document that comes later in the order has a place left."""
-    return self._max_chars - self._num_chars < MIN_CHARS
+    return self._max_chars - self._num_chars < self._least_chars
 
   def finish(self) -> tuple[list[Document], Counts]:
     """All documents in order; the last may be cut to fit."""
@@ -141,7 +146,7 @@ class _Sample:
     if excess > 0:
       key, last = heapq.heappop(self._held)
       text = cut_text(last.text, len(last.text) - excess)
-      if len(text) < MIN_CHARS:
+      if len(text) < self._least_chars:
         self.counts.drop('over_budget', len(last.text))
       else:
         self.counts.trim('cut', len(last.text) - len(text))

@@ -186,7 +186,9 @@ def _write_corpus(config, directory, settings, seed):
   training, heldout, keys, accounts = [], [], set(), {}
   for domain, source in config.sources.items():
     with naming_source(domain):
-      found, counts = sample_documents(source, domain, cache_dir())
+      found, counts = sample_documents(
+        source, domain, cache_dir(), least_chars=config.filters.least_chars
+      )
     accounts[domain] = counts
     log.info('corpus: %d documents of %s', len(found), domain)
     for document in found:
@@ -257,6 +259,7 @@ def check_both_there(
   if left_out:
     count, domain, kind = max(left_out)
     first = problems.get((domain, kind), '')
+    kind += ' (corpus.filters.min_chars)' if kind == 'too_short' else ''
     message += (
       f', or look at what was left out: {count} documents of {domain} as'
       f' {kind}{first and f", the first: {first}"}'

@@ -20,12 +20,7 @@ from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data.chat_templates import TEMPLATES
 from longctx_jax.data.counts import HELDOUT, Counts
 from longctx_jax.data.document_filters import stored_text, text_key
-from longctx_jax.data.documents import (
-  MIN_CHARS,
-  cut_text,
-  is_heldout,
-  order_of,
-)
+from longctx_jax.data.documents import cut_text, is_heldout, order_of
 from longctx_jax.data.parts import Document, Part, Problem
 from longctx_jax.data.prepare import tokenise
 from longctx_jax.data.prepare_choice import Choice, Scan
@@ -87,6 +82,7 @@ class Scanned(NamedTuple):
 def _scan(job: Job, work: Work, number: int) -> Scanned:
   task = work.load('tasks', number)
   counts, problems = Counts(), {}
+  least = job.config.filters.least_chars
   keys, order, chars, heldout = [], [], [], []
   for part, item, text in _read(task):
     if isinstance(item, Problem):
@@ -97,7 +93,7 @@ def _scan(job: Job, work: Work, number: int) -> Scanned:
     counts.see(len(item.text))
     whole = stored_text(item.text, part.source)
     counts.trim('line_ends', len(item.text) - len(whole))
-    fits = len(text) >= MIN_CHARS
+    fits = len(text) >= least
     if fits:
       counts.trim('cut', len(whole) - len(text))
     else:
@@ -119,7 +115,7 @@ def _sample(job: Job, work: Work, number: int) -> list[tuple[float, Document]]:
   choice = work.load('chosen', number)
   return [
     (order_of(document.name), document)
-    for i, document, _ in _kept(work, number, choice)
+    for i, document, _ in _kept(job, work, number, choice)
     if choice.sampled[i]
   ]
 
@@ -135,7 +131,7 @@ def _write(job: Job, work: Work, number: int) -> Written:
       counts.drop(kind, chars)
 
   def kept() -> Iterator[Document]:
-    for _, document, length in _kept(work, number, choice, counts):
+    for _, document, length in _kept(job, work, number, choice, counts):
       counts.trim('cut', length - len(document.text))
       yield document
 
@@ -186,7 +182,7 @@ def _read(task: Task) -> Iterator[tuple[Part, Document | Problem, str]]:
       yield part, item, text
 
 
-def _kept(work, number, choice: Choice, counts: Counts | None = None):
+def _kept(job, work, number, choice: Choice, counts: Counts | None = None):
   """(place, document, length before the last cut) of those that are kept.
 
   Raises:
@@ -206,7 +202,7 @@ def _kept(work, number, choice: Choice, counts: Counts | None = None):
     limit = int(choice.limits[place])
     if limit:
       shorter = cut_text(text, limit)
-      if len(shorter) >= MIN_CHARS:
+      if len(shorter) >= job.config.filters.least_chars:
         yield place, item._replace(text=shorter), len(text)
       elif counts is not None:
         counts.drop('over_budget', len(text))

@@ -85,6 +85,7 @@ def test_without_filters_any_length_stays_but_none():
   [
     ({'min_tokens': 9, 'max_tokens': 8}, 'min_tokens=9 is above max_tokens=8'),
     ({'min_tokens': -1}, 'min_tokens must be at least 0, got -1'),
+    ({'min_chars': -1}, 'min_chars must be at least 0, got -1'),
     ({'max_tokens': -1}, 'max_tokens must be at least 0, got -1'),
   ],
 )

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longctx_jax.config import ConfigError
-from longctx_jax.corpus_config import TextSource
+from longctx_jax.corpus_config import DocumentFilters, TextSource
 from longctx_jax.data import documents as documents_module
 from longctx_jax.data.documents import (
-  MIN_CHARS,
   is_heldout,
   read_documents,
   sample_documents,
 )
 
+MIN_CHARS = DocumentFilters.min_chars
 LINE = 'The quick brown fox jumps over the lazy dog near the river bank.\n'
 
 
@@ -240,18 +240,18 @@ def write_records(path, lengths, line_len=40):
   return texts
 
 
-def sample_slowly(texts, max_chars):
+def sample_slowly(texts, max_chars, least):
   """All documents in order, taken until there is no room for the next."""
   hashed = {
     f'jsonl/{i}': text
     for i, text in enumerate(texts)
-    if len(documents_module.cut_text(text, max_chars // 4)) >= MIN_CHARS
+    if len(documents_module.cut_text(text, max_chars // 4)) >= least
   }
   taken, left = [], max_chars
   for name in sorted(hashed, key=lambda n: documents_module.order_of(n)):
     text = documents_module.cut_text(hashed[name], max_chars // 4)
-    cut = documents_module.cut_text(text, left) if left >= MIN_CHARS else ''
-    if len(cut) >= MIN_CHARS:
+    cut = documents_module.cut_text(text, left) if left >= least else ''
+    if len(cut) >= least:
       taken.append((name, cut))
     left -= len(text)
   return taken
@@ -261,15 +261,17 @@ def sample_slowly(texts, max_chars):
   st.lists(st.integers(1, 2_000), max_size=40),
   st.integers(0, 12_000),
   st.integers(2, 500),
+  st.sampled_from([1, 50, MIN_CHARS, 900]),
 )
 def test_a_sample_of_a_stream_is_the_head_of_the_order(
-  tmp_path_factory, lengths, max_chars, line_len
+  tmp_path_factory, lengths, max_chars, line_len, least
 ):
   path = tmp_path_factory.getbasetemp() / 'stream.jsonl'
   texts = write_records(path, lengths, line_len)
   source = TextSource('jsonl', max_chars, str(path), name_field='id')
-  found, counts = sample_documents(source, 'web', Path())
-  assert [(d.name, d.text) for d in found] == sample_slowly(texts, max_chars)
+  found, counts = sample_documents(source, 'web', Path(), least_chars=least)
+  expected = sample_slowly(texts, max_chars, least)
+  assert [(d.name, d.text) for d in found] == expected
   assert counts.documents['seen'] == len(texts)
   assert counts.documents['kept'] == len(found)
   assert counts.chars['seen'] == sum(lengths)

@@ -60,6 +60,8 @@ def contents(store):
     {'max_chars': 10**9, 'max_files': 10**9},
     {'max_chars': 7_000, 'heldout_frac': 0.5},
     {'max_files': 7_400},  # leaves too little for the document that crosses it
+    {'max_files': 7_400, 'filters': {'min_chars': 0}},
+    {'max_chars': 10**9, 'filters': {'min_chars': 900}},
   ],
   ids=str,
 )
@@ -83,6 +85,58 @@ def test_a_large_corpus_is_the_one_that_is_made_in_memory(
   assert made.conversations.accounts == expected.conversations.accounts
   # And a run opens either.
   prepare_corpus(config, tmp_path / 'b', seed=0)
+
+
+@pytest.mark.parametrize('make', [prepare_corpus, prepare_at_scale])
+def test_texts_as_short_as_the_filter_says_are_stored(tmp_path, make):
+  (tmp_path / 'texts').mkdir()
+  lengths = [0, 1, 149, 150, 151, *[400] * 30]
+  for i, length in enumerate(lengths):
+    text = f'{i} words of some text\n' * 40
+    (tmp_path / 'texts' / f'{i}.txt').write_text(text[:length])
+  text = {'kind': 'text_files', 'max_chars': 10**6}
+  sources = {'text': {**text, 'path': str(tmp_path / 'texts')}}
+  for least, too_short in ((None, 4), (151, 3), (150, 2), (1, 0), (0, 0)):
+    config = config_of(
+      tmp_path,
+      sources=sources,
+      filters={} if least is None else {'min_chars': least},
+      vocab_size=330,
+      conversations={},
+    )
+    corpus = make(config, tmp_path / f'{least}', seed=0)
+    counts = corpus.documents.accounts['text'].of_both()
+    # What holds no text has no length to be too short.
+    assert counts.documents['empty'] == 1
+    assert counts.documents['too_short'] == too_short
+    stored = len(corpus.documents) + len(corpus.heldout)
+    assert stored == len(lengths) - 1 - too_short
+
+
+@pytest.mark.parametrize('make', [prepare_corpus, prepare_at_scale])
+def test_a_text_that_is_cut_to_nothing_is_never_stored(texts, tmp_path, make):
+  files = {'kind': 'text_files', 'path': str(texts / 'files')}
+  sources = {
+    'whole': {**files, 'max_chars': 10**6},
+    'cut': {**files, 'max_chars': 3},
+  }
+  config = config_of(texts, sources=sources, filters={'min_chars': 0})
+  accounts = make(config, tmp_path / 'c', seed=0).documents.accounts
+  whole, cut = (accounts[name].of_both().documents for name in sources)
+  assert whole['kept'] == cut['too_short'] == 32
+  assert cut['kept'] == 0
+
+
+@pytest.mark.parametrize('make', [prepare_corpus, prepare_at_scale])
+def test_a_filter_that_is_too_strict_for_all_is_named(tmp_path, make):
+  (tmp_path / 'a.jsonl').write_text('{"text": "short"}\n')
+  source = {'kind': 'jsonl', 'max_chars': 10**6}
+  sources = {'records': {**source, 'path': str(tmp_path / 'a.jsonl')}}
+  message = (
+    r'1 documents of records as too_short \(corpus\.filters\.min_chars\)'
+  )
+  with pytest.raises(ConfigError, match=message):
+    make(config_of(tmp_path, sources=sources), tmp_path / 'c', seed=0)
 
 
 def test_every_kind_of_drop_is_in_the_corpus_and_accounted_for(prepared):

@@ -15,10 +15,11 @@ def rules_of(accounts=(), **changes):
 def test_what_decides_is_named_and_what_does_not_is_left_out():
   of = 'max_chars: 60,000 of every source'
   held = f'{of}; heldout_frac=0.2 kept from training; filters: '
-  assert rules_of() == [held + 'none']
+  assert rules_of() == [held + 'min_chars=200']
+  assert rules_of(filters={'min_chars': 0}) == [held + 'none']
   filters = {'deduplicate': True, 'max_tokens': 700, 'too_long': 'drop'}
   assert rules_of(filters=filters) == [
-    held + 'deduplicate=True, max_tokens=700, too_long=drop'
+    held + 'deduplicate=True, min_chars=200, max_tokens=700, too_long=drop'
   ]
   sources = {
     name: {'kind': 'docs', 'max_chars': n}
