@@ -147,7 +147,9 @@ def _make(job, settings, seed, run, task_bytes, sample_chars) -> Chat:
   for task, scanned, each in zip(tasks, counts, written, strict=True):
     accounts[domains[task.source]] += scanned + each.counts
   _finish(job, written, accounts, settings, chosen)
-  if not _is_finished(job.corpus / 'conversations'):
+  there = _is_finished(job.corpus / 'conversations')
+  # Their files may have been mended since, for which documents are not redone.
+  if config.conversation_files or not there:
     made = {}
     write_store(
       job.corpus / 'conversations',

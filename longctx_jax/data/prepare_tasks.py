@@ -99,9 +99,9 @@ def _file_state(path) -> tuple[int, int]:
 class Work:
   """Files of a corpus in the making, on a disk that all processes share.
 
-  corpus.partial/work/made_from.json   settings, tokenizer, input files
-  corpus.partial/work/tasks/00012      what the steps read and write:
-  corpus.partial/work/scanned/00012    each whole, or not there
+  corpus.partial/work/made_from     hash of settings, tokenizer, input files
+  corpus.partial/work/tasks/00012   what the steps read and write:
+  corpus.partial/work/scan/00012    each whole, or not there
   """
 
   def __init__(self, directory: Path):
@@ -111,7 +111,7 @@ class Work:
   def begin(self, made_from: dict[str, Any], tasks: Sequence[Task]) -> bool:
     """Keeps what is there of the same work, else starts anew; whether it did.
 
-    The same: settings, and names, sizes and times of all input files.
+    The same: settings, and names, sizes and times of all files of documents.
     """
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode())
     for task in tasks:

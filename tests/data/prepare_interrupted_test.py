@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from longctx_jax.config import ConfigError
-from longctx_jax.data import prepare, prepare_steps
+from longctx_jax.data import prepare, prepare_pipeline, prepare_steps
 from longctx_jax.data.prepare import open_corpus, prepare_corpus
 from longctx_jax.data.prepare_pipeline import prepare_at_scale, run_here
 from longctx_jax.data.prepare_tasks import list_tasks
@@ -91,6 +91,36 @@ def test_a_run_of_other_settings_or_files_starts_anew(
   assert ('scan', 0) in runs.steps, message
   prepare_at_scale(config, tmp_path / 'd', **PREPARE)
   assert files_of(tmp_path / 'c') == files_of(tmp_path / 'd')
+
+
+def test_a_mended_file_of_conversations_is_read_and_documents_are_kept(
+  texts, tmp_path
+):
+  path = tmp_path / 'chats.jsonl'
+  fields = {'path': str(path), 'on_problem': 'stop'}
+  config = config_of(texts, conversation_files={'mine': fields})
+  good = '{"data": ["Hi", "Hello"]}\n'
+  # One line is found out when all documents are tokenised, the other is well.
+  for first, error in ((f'{good}Hi\n', ConfigError), (good, KeyboardInterrupt)):
+    path.write_text(first)
+    directory = tmp_path / error.__name__
+    with contextlib.ExitStack() as stack:
+      if error is KeyboardInterrupt:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(prepare_pipeline, 'corpus_statistics', interrupt)
+      stack.enter_context(pytest.raises(error))
+      prepare_at_scale(config, directory, **PREPARE)
+    path.write_text(good * 3)
+    runs = Stopper('', 0)
+    made = prepare_at_scale(config, directory, run=runs, **PREPARE)
+    assert runs.steps == []
+    assert made.conversations.accounts['mine'].documents['kept'] == 3
+  prepare_at_scale(config, tmp_path / 'c', **PREPARE)
+  assert files_of(directory) == files_of(tmp_path / 'c')
+
+
+def interrupt(*_, **__):
+  raise KeyboardInterrupt
 
 
 def test_another_given_tokenizer_starts_anew(texts, tmp_path):
