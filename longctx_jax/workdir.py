@@ -18,12 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from longctx_jax.config import ConfigError, StageConfig, from_config_dict
+from longctx_jax.corpus_config import CorpusConfig
 from longctx_jax.data_config import READING
 
 
 def stage_directory(workdir: Path, i: int, name: str) -> Path:
   """Where stage number i (from 0) of a recipe lives."""
   return workdir / 'stages' / f'{i + 1}_{name}'
+
+
+def corpus_directory(workdir: Path, config: CorpusConfig) -> Path:
+  """Where the corpus of a run is: in its directory, or prepared elsewhere."""
+  return Path(config.prepared) if config.prepared else workdir / 'corpus'
 
 
 def read_stages(workdir: Path) -> tuple[StageConfig, ...]:

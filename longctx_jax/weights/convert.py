@@ -53,7 +53,7 @@ from longctx_jax.weights.tensor_table import (
   tensor_shapes,
 )
 from longctx_jax.weights.typed_fields import Fields
-from longctx_jax.workdir import read_stages
+from longctx_jax.workdir import corpus_directory, read_stages
 
 _logger = logging.getLogger(__name__)
 
@@ -268,8 +268,8 @@ def _from_folder(path: Path) -> _Original:
 
 
 def _from_run(workdir: Path, name: str) -> _Original:
-  corpus = workdir / 'corpus'
   corpus_config = read_stages(workdir)[0].corpus
+  corpus = corpus_directory(workdir, corpus_config)
   template = TEMPLATES[corpus_config.chat_template]
   tokenizer = load_tokenizer(corpus, control=template.control)
   tensors = CheckpointTensors(workdir, name, tokenizer.fingerprint)

@@ -41,7 +41,7 @@ from longctx_jax.weights.model_folder import (
   read_json_object,
 )
 from longctx_jax.weights.typed_fields import Fields
-from longctx_jax.workdir import read_stages
+from longctx_jax.workdir import corpus_directory, read_stages
 
 _logger = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ def _read_chat(path, tokenizer) -> JinjaChat | None:
 def _open_run(path, stage):
   config = read_stages(path)[0].corpus
   template = TEMPLATES[config.chat_template]
-  corpus = path / 'corpus'
+  corpus = corpus_directory(path, config)
   tokenizer = load_tokenizer(corpus, control=template.control)
   tensors = CheckpointTensors(path, stage, tokenizer.fingerprint)
   symbols = {tokenizer.control_id(n): n for n in tokenizer.control_symbols()}

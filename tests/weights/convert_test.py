@@ -24,6 +24,7 @@ from longctx_jax.sharding import make_mesh
 from longctx_jax.train_step import init_state
 from longctx_jax.weights import convert as convert_module
 from longctx_jax.weights.convert import convert
+from longctx_jax.weights.loaded_model import load_model
 from longctx_jax.weights.model_folder import load_params, open_model_folder
 from longctx_jax.weights.tensor_table import WeightsError
 from longctx_jax.workdir import stage_directory
@@ -72,18 +73,22 @@ def test_every_family_is_the_same_model_afterwards(make_folder, tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('prepared', [False, True])
 def test_a_stage_of_a_run_becomes_the_model_that_it_trained(
-  tmp_path, corpus_directory
+  tmp_path, corpus_directory, prepared
 ):
+  corpus = {'prepared': str(corpus_directory)} if prepared else {}
   stages = [
-    small.stage_config(name='short', data={'seq_len': 256}),
-    small.stage_config(name='long', model={'qkv_bias': True}),
-    small.stage_config(name='unfinished'),
+    small.stage_config(name='short', corpus=corpus, data={'seq_len': 256}),
+    small.stage_config(name='long', corpus=corpus, model={'qkv_bias': True}),
+    small.stage_config(name='unfinished', corpus=corpus),
   ]
   mesh = make_mesh(MeshConfig(), jax.devices()[:1])
   tokenizer = load_tokenizer(corpus_directory)
   run, states = tmp_path / 'run', []
-  shutil.copytree(corpus_directory, run / 'corpus')
+  run.mkdir()
+  if not prepared:
+    shutil.copytree(corpus_directory, run / 'corpus')
   described = [dataclasses.asdict(stage) for stage in stages]
   (run / 'config.json').write_text(json.dumps({'stages': described}))
   for i, stage in enumerate(stages[:2]):
@@ -99,6 +104,8 @@ def test_a_stage_of_a_run_becomes_the_model_that_it_trained(
     )
     checkpoints.close()
     (directory / 'results.json').write_text('{}')
+  loaded = load_model(str(run))
+  assert loaded.tokenizer.fingerprint == tokenizer.fingerprint
   for name, k in (('', 1), ('short', 0)):
     out = tmp_path / f'out{k}'
     convert(str(run), out, stage=name)
