@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from longctx_jax import hosts
+from longctx_jax.checksums import checksums
 from longctx_jax.data.pipeline import DataState
 
 log = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ class Checkpoints:
       'config': config_json,
       'tokenizer': tokenizer_fingerprint,
       'clock': dict(clock),
-      'checksums': _checksums(state),
+      'checksums': checksums(state),
       'dtypes': _dtypes(state),
     }
     args = ocp.args.Composite(
@@ -245,7 +244,7 @@ def _verify(state, meta):
     saved = meta.get('dtypes', {}).get(name, dtype)
     if saved != dtype:
       raise OtherDtypeError(f'{name} is {saved} there, {dtype} here')
-  for name, checksum in _checksums(state).items():
+  for name, checksum in checksums(state).items():
     if checksum != meta['checksums'].get(name):
       raise CheckpointError(f'the bits of {name} differ from those saved')
 
@@ -276,23 +275,3 @@ def _dtypes(tree) -> dict[str, str]:
     jax.tree_util.keystr(path): str(x.dtype)
     for path, x in jax.tree_util.tree_leaves_with_path(tree)
   }
-
-
-@jax.jit
-def _bit_sums(leaves):
-  """Sum of each array's bits, as uint32 words modulo 2**32."""
-
-  def one(x):
-    words = jax.lax.bitcast_convert_type(
-      x, jnp.dtype(f'uint{8 * x.dtype.itemsize}')
-    )
-    return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
-
-  return [one(x) for x in leaves]
-
-
-def _checksums(tree) -> dict[str, int]:
-  paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
-  names = [jax.tree_util.keystr(path) for path in paths]
-  sums = np.asarray(_bit_sums([jnp.asarray(x) for x in leaves]))
-  return dict(zip(names, sums.tolist(), strict=True))
