@@ -185,9 +185,7 @@ def _write_tensors(folder, model, tensors, dtype, max_part_bytes):
     def read(name):
       nonlocal done
       x = tensors.read(name)
-      with np.errstate(over='ignore'):
-        overflows = np.isinf(x.astype(target)).any()
-      if dtype == 'float16' and overflows:
+      if dtype == 'float16' and _overflows(x, target):
         raise WeightsError(
           f'{tensors.where}: {name} has values too large for float16: choose'
           ' --dtype=float32 or bfloat16'
@@ -197,6 +195,11 @@ def _write_tensors(folder, model, tensors, dtype, max_part_bytes):
       return x
 
     write_safetensors(folder, specs, read, max_part_bytes=max_part_bytes)
+
+
+def _overflows(x, dtype) -> bool:
+  with np.errstate(over='ignore'):
+    return bool(np.isinf(x.astype(dtype)).any())
 
 
 @contextmanager
