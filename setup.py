@@ -49,6 +49,7 @@ setup(
     'safetensors>=0.8',
     'sentencepiece>=0.2.1',
     'tensorboardX>=2.6',
+    'tensorstore>=0.1.84',
     'tokenizers>=0.20',
     'tqdm>=4.66',
   ],

@@ -13,6 +13,7 @@ any number of them restores. All must call the same functions in the same order.
 import logging
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +105,7 @@ class Checkpoints:
       if hosts.is_first():
         for unfinished in self.directory.glob('*.orbax-checkpoint-tmp'):
           shutil.rmtree(unfinished, ignore_errors=True)
-      raise self._write_error(_reason(error)) from error
+      raise self._write_error(reason_of(error)) from error
 
   def _write_error(self, reason: str) -> CheckpointError:
     good = f'step {max(self.steps())}' if self.steps() else 'none'
@@ -178,7 +179,7 @@ class Checkpoints:
     log.warning(
       'checkpoint %s is damaged (%s): moved to %s, trying the one before',
       self.directory / str(step),
-      _reason(error) if error else 'as another process found',
+      reason_of(error) if error else 'as another process found',
       damaged.name,
     )
     if hosts.is_first():
@@ -203,16 +204,9 @@ def restore_state(
   Raises:
     CheckpointError: there is none, it is damaged, or it is another model's.
   """
-  if not directory.is_dir():
-    raise CheckpointError(f'no checkpoint directory {directory}')
-  with ocp.CheckpointManager(directory.absolute()) as manager:
-    step = manager.latest_step()
-    if step is None:
-      raise CheckpointError(f'no checkpoint in {directory}')
+  with _newest(directory) as (manager, step):
     try:
-      meta = manager.restore(
-        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-      )['meta']
+      meta = _read_meta(manager, step)
       # The checksums are of the bits in the dtypes that were saved.
       as_saved = _in_dtypes(_abstract(wanted), meta.get('dtypes', {}))
       state = manager.restore(
@@ -229,14 +223,58 @@ def restore_state(
     except Exception as error:
       raise CheckpointError(
         f'cannot take over {", ".join(wanted)} from {directory / str(step)}:'
-        f' {_reason(error)}'
+        f' {reason_of(error)}'
       ) from error
-  if meta['tokenizer'] != tokenizer_fingerprint:
-    raise CheckpointError(
-      f'{directory / str(step)} was trained with tokenizer'
-      f' {meta["tokenizer"]}, this corpus has {tokenizer_fingerprint}'
-    )
+  _check_tokenizer(meta, tokenizer_fingerprint, directory / str(step))
   return jax.tree.map(lambda x, like: x.astype(like.dtype), state, wanted)
+
+
+def newest_meta(
+  directory: Path, *, tokenizer_fingerprint: str
+) -> tuple[Path, dict[str, Any]]:
+  """Where the newest state in `directory` lies, and what was saved beside it.
+
+  For those who read its arrays in parts.
+
+  Raises:
+    CheckpointError: there is none, it is damaged, or its weights were trained
+      with another tokenizer.
+  """
+  with _newest(directory) as (manager, step):
+    where = directory / str(step)
+    try:
+      meta = _read_meta(manager, step)
+    except Exception as error:
+      raise CheckpointError(
+        f'cannot read {where}: {reason_of(error)}'
+      ) from error
+  _check_tokenizer(meta, tokenizer_fingerprint, where)
+  return where, meta
+
+
+@contextmanager
+def _newest(directory):
+  if not directory.is_dir():
+    raise CheckpointError(f'no checkpoint directory {directory}')
+  with ocp.CheckpointManager(directory.absolute()) as manager:
+    step = manager.latest_step()
+    if step is None:
+      raise CheckpointError(f'no checkpoint in {directory}')
+    yield manager, step
+
+
+def _read_meta(manager, step):
+  return manager.restore(
+    step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+  )['meta']
+
+
+def _check_tokenizer(meta, fingerprint, where):
+  if meta['tokenizer'] != fingerprint:
+    raise CheckpointError(
+      f'{where} was trained with tokenizer {meta["tokenizer"]}, this corpus has'
+      f' {fingerprint}'
+    )
 
 
 def _verify(state, meta):
@@ -249,7 +287,8 @@ def _verify(state, meta):
       raise CheckpointError(f'the bits of {name} differ from those saved')
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+  """What went wrong, in a line."""
   text = str(error).strip() or type(error).__name__
   if 'No space left on device' in text:
     return 'no space left on the device'

@@ -1,18 +1,21 @@
 """The weights of a finished stage, under Hugging Face's names."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from longctx_jax.checkpoint import restore_state
+from longctx_jax.checkpoint import newest_meta
 from longctx_jax.config import StageConfig
+from longctx_jax.saved_arrays import SavedArray
 from longctx_jax.weights.hf_config import read_architecture
 from longctx_jax.weights.model_folder import read_json_object
 from longctx_jax.weights.start import is_model_folder
 from longctx_jax.weights.tensor_table import (
+  Entry,
   WeightsError,
   axis_sizes,
   entries,
@@ -24,7 +27,10 @@ from longctx_jax.workdir import read_stages, stage_directory, stage_number
 
 
 class CheckpointTensors:
-  """Reads one of our arrays at a time: ask for its layers one after the other.
+  """Reads one layer of one of our arrays at a time, once it has seen them all.
+
+  Where an array's layers were saved as one chunk it holds the array: ask for
+  its layers one after the other.
 
   Attributes:
     stage: the config of the stage.
@@ -55,35 +61,39 @@ class CheckpointTensors:
       for entry in entries(model)
       for layer, name in enumerate(tensor_names(entry, model))
     }
+    self._arrays: dict[Entry, SavedArray] = {}
     self._last = None, None
 
   def read(self, name: str, index: Sequence[slice] = ()) -> np.ndarray:
     """A tensor, or what `index` cuts out of it."""
     entry, layer = self._places[name]
-    if self._last[0] != entry:
-      self._last = entry, self._restore(entry)
+    if entry not in self._arrays:
+      self._arrays[entry] = self._open(entry)
+    array = self._arrays[entry]
+    k = layer // array.block_len
+    if self._last[0] != (entry, k):
+      self._last = None, None  # makes room
+      self._last = (entry, k), array.block(k)
     x = self._last[1]
-    return to_theirs(x[layer] if entry.in_layers else x, entry)[tuple(index)]
+    if entry.in_layers:
+      x = x[layer % array.block_len]
+    x = to_theirs(x, entry)[tuple(index)]
+    return x.astype(self.dtypes[name], copy=False)
 
-  def _restore(self, entry) -> np.ndarray:
+  def _open(self, entry) -> SavedArray:
     model = self.stage.model
     sizes = axis_sizes(model)
     shape = tuple(sizes[a] for a in entry.ours)
-    if entry.in_layers:
-      shape = (model.num_layers, *shape)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = jax.ShapeDtypeStruct(shape, model.param_dtype, sharding=device)
-    keys = entry.path.split('.')
-    for key in reversed(keys):
-      wanted = {key: wanted}
-    found = restore_state(
-      self._directory,
-      {'params': wanted},
-      tokenizer_fingerprint=self._fingerprint,
-    )['params']
-    for key in keys:
-      found = found[key]
-    return np.asarray(found)
+    return SavedArray(
+      *self._newest,
+      ('params', *entry.path.split('.')),
+      (model.num_layers, *shape) if entry.in_layers else shape,
+      in_layers=entry.in_layers,
+    )
+
+  @functools.cached_property
+  def _newest(self):
+    return newest_meta(self._directory, tokenizer_fingerprint=self._fingerprint)
 
 
 def _base_len(stages: Sequence[StageConfig]) -> int:
