@@ -26,6 +26,9 @@ from longctx_jax.data.pipeline import DataState
 
 log = logging.getLogger(__name__)
 
+# Below it arrays lead with L, in trees of parameters as in those of moments.
+_BLOCKS = 'blocks'
+
 
 class CheckpointError(RuntimeError):
   """A checkpoint that cannot be written or read."""
@@ -76,7 +79,8 @@ class Checkpoints:
       'dtypes': _dtypes(state),
     }
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+      state=ocp.args.StandardSave(state, save_args=_by_layer(state)),
+      meta=ocp.args.JsonSave(meta),
     )
     self._guarded(lambda: self._manager.save(data_state.step, args=args))
 
@@ -275,6 +279,21 @@ def _check_tokenizer(meta, fingerprint, where):
       f'{where} was trained with tokenizer {meta["tokenizer"]}, this corpus has'
       f' {fingerprint}'
     )
+
+
+def _by_layer(state):
+  """How each array is saved: those of all layers in chunks of one layer.
+
+  Else a device's part of an array is one chunk, all of which has to be read and
+  unpacked for any layer of it.
+  """
+
+  def one(path, x):
+    keys = [getattr(key, 'key', None) for key in path]
+    in_layers = _BLOCKS in keys and x.ndim > 0
+    return ocp.SaveArgs(shard_axes=(0,) if in_layers else ())
+
+  return jax.tree_util.tree_map_with_path(one, state)
 
 
 def _verify(state, meta):

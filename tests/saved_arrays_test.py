@@ -110,6 +110,28 @@ def test_training_resumes_from_it(tmp_path, rng, save, split):
   jax.tree.map(np.testing.assert_array_equal, found, state)
 
 
+def bytes_read():
+  (metric,) = ts.experimental_collect_matching_metrics(
+    '/tensorstore/kvstore/file/bytes_read', include_zero_metrics=True
+  )
+  return sum(value['value'] for value in metric['values'])
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_a_layer_is_read_without_the_others(tmp_path, rng, split):
+  def cost(save):
+    save(tmp_path / save.__name__, made(rng, split=split))
+    array = opened(tmp_path / save.__name__)
+    layer(array, 0)
+    before = bytes_read()
+    layer(array, 4)
+    return (bytes_read() - before) / (4 * np.prod(SHAPE))
+
+  # Random float32 pack to nine tenths; which chunk is where is read beside it.
+  assert cost(save) < 1.5 / SHAPE[0]
+  assert cost(save_in_one_chunk) > 0.8
+
+
 def writable(directory):
   return ts.open(
     {
@@ -152,6 +174,27 @@ def test_nothing_is_handed_out_of_an_array_with_a_flipped_bit(
     opened(tmp_path, ('params', 'bias'), SHAPE[1:2], in_layers=False).block(0),
     made(np.random.default_rng(0)).params['bias'],
   )
+
+
+def test_a_layer_that_differs_when_it_is_read_again_is_refused(tmp_path, rng):
+  save(tmp_path, made(rng))
+  array = opened(tmp_path)
+  before = array.block(2)
+  flip_a_bit(tmp_path, 4)
+  np.testing.assert_array_equal(array.block(2), before)
+  with pytest.raises(CheckpointError, match=DAMAGED):
+    array.block(4)
+
+
+def test_a_chunk_that_is_gone_is_not_read_as_zeros(tmp_path, rng):
+  save(tmp_path, made(rng))
+  store = writable(tmp_path)
+  assert b'4.0.0' in store.kvstore.list().result()
+  store.kvstore.write(b'4.0.0', None).result()
+  with pytest.raises(
+    CheckpointError, match=r'cannot read .*1: params\.blocks\.gate: .*4\.0\.0'
+  ):
+    opened(tmp_path).block(0)
 
 
 def test_another_shape_or_no_such_array_is_named(tmp_path, rng):
