@@ -93,9 +93,9 @@ class SavedArray:
     try:
       return read()
     except Exception as error:  # TensorStore's are of many types
-      raise CheckpointError(
-        f'cannot read {self._where}: {reason_of(error)}'
-      ) from error
+      # Behind what went wrong it says all over again where.
+      what = reason_of(error).partition(' [tensorstore_spec=')[0]
+      raise CheckpointError(f'cannot read {self._where}: {what}') from error
 
 
 def _open(checkpoint, path) -> ts.TensorStore:

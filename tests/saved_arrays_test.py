@@ -203,9 +203,9 @@ def test_another_shape_or_no_such_array_is_named(tmp_path, rng):
   with pytest.raises(CheckpointError, match=match):
     opened(tmp_path, shape=(7, 64, 96))
   with pytest.raises(
-    CheckpointError, match=r'cannot read .*1: params\.blocks\.up: '
-  ) as caught:
+    CheckpointError,
+    match=r'cannot read .*1: params\.blocks\.up: .* does not exist$',
+  ):
     opened(tmp_path, ('params', 'blocks', 'up'))
-  assert '\n' not in str(caught.value)
   with pytest.raises(CheckpointError, match='trained with tokenizer tok'):
     newest_meta(tmp_path, tokenizer_fingerprint='other')
