@@ -168,27 +168,46 @@ def _load_one(entry: Entry, model, tensors, mesh, layer) -> jax.Array:
   spec = PARAM_SPECS.get(entry.path.split('.')[-1], jax.P())
   shape = tuple(sizes[a] for a in entry.ours)
 
-  def read(layer, theirs, part_sizes):
+  def read(layer, index) -> np.ndarray:
+    theirs, part_sizes = slices_of_theirs(index, entry, sizes)
     x = tensors.read(entry.name.format(layer=layer), theirs)
     return to_ours(x, entry, part_sizes).astype(dtype, copy=False)
 
-  def part(index) -> np.ndarray:
-    theirs, part_sizes = slices_of_theirs(index, entry, sizes)
-    return np.ascontiguousarray(read(layer, theirs, part_sizes))
-
-  def stacked_part(index) -> np.ndarray:
-    theirs, part_sizes = slices_of_theirs(index[1:], entry, sizes)
-    layers = range(*index[0].indices(model.num_layers))
-    out = np.empty((len(layers), *(part_sizes[a] for a in entry.ours)), dtype)
-    for k, i in enumerate(layers):
-      out[k] = read(i, theirs, part_sizes)
-    return out
-
   if entry.in_layers and layer is None:
-    shape, make = (model.num_layers, *shape), stacked_part
+    shape = (model.num_layers, *shape)
+    x = _load_stacked(shape, dtype, NamedSharding(mesh, spec), read)
   else:
-    make = part
     if entry.in_layers:
       spec = jax.P(*spec[1:])
-  x = jax.make_array_from_callback(shape, NamedSharding(mesh, spec), make)
+    x = jax.make_array_from_callback(
+      shape,
+      NamedSharding(mesh, spec),
+      lambda index: np.ascontiguousarray(read(layer, index)),
+    )
   return x.block_until_ready()  # else the next is read while this is copied
+
+
+def _load_stacked(shape, dtype, sharding, read) -> jax.Array:
+  """An array of all layers, of each the parts of all devices together.
+
+  A source may have to read the whole layer for a part of it, and holds only
+  the last one.
+  """
+
+  def key(index):
+    return tuple(
+      cut.indices(size) for cut, size in zip(index, shape, strict=True)
+    )
+
+  indices = {
+    key(index): index
+    for index in sharding.addressable_devices_indices_map(shape).values()
+  }
+  part_shape = sharding.shard_shape(shape)
+  parts = {k: np.empty(part_shape, dtype) for k in indices}
+  for layer in range(shape[0]):
+    for k, index in indices.items():
+      parts[k][layer] = read(layer, index[1:])
+  return jax.make_array_from_callback(
+    shape, sharding, lambda index: parts[key(index)]
+  )
