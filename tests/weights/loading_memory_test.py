@@ -1,12 +1,15 @@
-"""How much memory a model takes while it is loaded."""
+"""How much memory a model takes while it is loaded or converted."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import small
 from tests.architecture_test import ROOT
+from tests.weights.runs import random_weights, write_run
 
 RESET = Path('/proc/self/clear_refs')
 # In a process of its own, whose highest mark is that of nothing else.
@@ -57,3 +60,44 @@ def test_loading_takes_little_more_than_the_parameters(load, make_folder):
   ).stdout
   print(found)
   assert 0.95 < float(found) < 1.3
+
+
+CONVERT = """
+import gc, re, sys
+from pathlib import Path
+from longctx_jax.weights.convert import convert
+def status(name):
+  text = Path('/proc/self/status').read_text()
+  return 1024 * int(re.search(rf'{name}:\\s+(\\d+)', text)[1])
+tiny, large, out = map(Path, sys.argv[1:])
+convert(str(tiny), out / 'tiny')  # what JAX and Orbax set apart once
+gc.collect()
+before = status('VmRSS')
+Path('/proc/self/clear_refs').write_text('5')
+convert(str(large), out / 'large')
+print(status('VmHWM') - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not RESET.exists(), reason='needs Linux')
+def test_a_run_is_converted_a_layer_at_a_time(tmp_path, corpus_directory):
+  sizes = {'num_layers': 16, 'embed_dim': 1024, 'hidden_dim': 8704}
+  layer_bytes = 4 * 1024 * 8704  # 36 MB; all of them 570 MB, three times
+  stages = [small.stage_config(), small.stage_config(model=sizes)]
+  runs = [tmp_path / 'tiny', tmp_path / 'large']
+  for run, stage in zip(runs, stages, strict=True):
+    write_run(run, corpus_directory, stage, random_weights(stage.model))
+  found = subprocess.run(
+    [sys.executable, '-c', CONVERT, *runs, tmp_path / 'out'],
+    check=True,
+    cwd=ROOT,
+    # Else malloc keeps a few buffers of up to 32 MB, however many layers.
+    env=os.environ | {'MALLOC_MMAP_THRESHOLD_': '1000000'},
+    stdout=subprocess.PIPE,
+    text=True,
+  ).stdout
+  peak = int(found) / layer_bytes
+  print(peak)
+  # Unpacked and being copied, or as it was saved and turned.
+  assert 1 < peak < 3
