@@ -96,9 +96,9 @@ def prepare_at_scale(
   directory = Path(directory)
   settings = corpus_settings(config, seed)
   chat = None
+  partial = directory.with_name(f'{directory.name}.partial')
   with prepare.making(directory, '--out') as missing:
     if missing:
-      partial = directory.with_name(f'{directory.name}.partial')
       job = Job(config, partial, page_tokens)
       try:
         chat = _make(job, settings, seed, run, task_bytes, sample_chars)
@@ -111,6 +111,7 @@ def prepare_at_scale(
         if full := full_disk(error, advice):
           raise full from error
         raise
+    Work(partial).discard_done()
   return open_corpus(directory, settings, chat)
 
 

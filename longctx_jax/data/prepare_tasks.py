@@ -102,11 +102,13 @@ class Work:
   corpus.partial/work/made_from     hash of settings, tokenizer, input files
   corpus.partial/work/tasks/00012   what the steps read and write:
   corpus.partial/work/scan/00012    each whole, or not there
+  corpus.partial.done/              all of it, once there is nothing left to do
   """
 
   def __init__(self, directory: Path):
     self.corpus = directory
     self._directory = directory / 'work'
+    self._done = directory.with_name(f'{directory.name}.done')
 
   def begin(self, made_from: dict[str, Any], tasks: Sequence[Task]) -> bool:
     """Keeps what is there of the same work, else starts anew; whether it did.
@@ -118,6 +120,11 @@ class Work:
       digest.update(repr(task).encode())
       for part in task.parts:
         digest.update(repr(_file_state(part.path)).encode())
+    # Whole, if the corpus still has its old name: only that was left to do.
+    finished = self.corpus.exists() and not self._directory.exists()
+    if finished and self._done.exists():
+      os.replace(self._done, self._directory)
+    self.discard_done()
     mark, wanted = self._directory / 'made_from', digest.hexdigest()
     resumes = mark.is_file() and mark.read_text() == wanted
     if not resumes:
@@ -180,10 +187,18 @@ class Work:
     return folder / uuid.uuid4().hex
 
   def finish(self, stores: Iterable[str]) -> None:
-    """Removes all of it, and shards that were written twice."""
+    """Puts all of it aside, and removes shards that were written twice.
+
+    Removing takes a while, and a run killed meanwhile would leave half of it to
+    go on with: that waits until the corpus has its name.
+    """
     for store in stores:
       shutil.rmtree(self.corpus / f'{store}.partial', ignore_errors=True)
-    shutil.rmtree(self._directory)
+    os.replace(self._directory, self._done)
+
+  def discard_done(self) -> None:
+    """Removes what `finish` put aside."""
+    shutil.rmtree(self._done, ignore_errors=True)
 
   def _path(self, step, number):
     return self._directory / step / f'{number:05d}'

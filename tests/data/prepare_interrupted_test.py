@@ -5,6 +5,7 @@ And what was there before it: a corpus, part of one, another run.
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -286,6 +287,51 @@ def test_a_killed_run_ends_in_the_same_bytes(texts, prepared, tmp_path):
   # While tasks are listed, and scanned, a third of them each.
   made = kill_and_go_on(texts, tmp_path / 'c', num_tasks + num_tasks // 3)
   assert made == files_of(prepared[0])
+
+
+@pytest.mark.parametrize('removed', [1, 5])
+def test_a_run_killed_while_it_tidies_up_ends_in_the_same_bytes(
+  texts, prepared, tmp_path, monkeypatch, removed
+):
+  unlink, left = os.unlink, iter([True] * removed)
+
+  # As `shutil.rmtree` calls it; what follows the last one is never reached.
+  def unlink_or_die(path, *, dir_fd=None):
+    if dir_fd is not None and not next(left, False):
+      raise KeyboardInterrupt
+    unlink(path, dir_fd=dir_fd)
+
+  directory = tmp_path / 'c'
+  with monkeypatch.context() as patched:
+    patched.setattr(os, 'unlink', unlink_or_die)
+    with pytest.raises(KeyboardInterrupt):
+      prepare_at_scale(config_of(texts), directory, **PREPARE)
+  prepare_at_scale(config_of(texts), directory, **PREPARE)
+  assert files_of(directory) == files_of(prepared[0])
+  assert {p.name for p in tmp_path.iterdir()} <= {'c', 'c.lock'}
+
+
+@pytest.mark.parametrize('removed', [False, True])
+def test_a_run_killed_before_its_corpus_has_a_name_goes_on(
+  texts, prepared, tmp_path, monkeypatch, removed
+):
+  config, directory = config_of(texts), tmp_path / 'c'
+
+  def die(*paths):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(prepare_pipeline, 'publish', die)
+    with pytest.raises(KeyboardInterrupt):
+      prepare_at_scale(config, directory, **PREPARE)
+  assert not directory.exists()
+  if removed:  # by the user: what was put aside belongs to nothing now
+    shutil.rmtree(tmp_path / 'c.partial')
+  runs = Stopper('', 0)
+  prepare_at_scale(config, directory, run=runs, **PREPARE)
+  assert bool(runs.steps) == removed
+  assert files_of(directory) == files_of(prepared[0])
+  assert {p.name for p in tmp_path.iterdir()} <= {'c', 'c.lock'}
 
 
 @pytest.mark.slow
