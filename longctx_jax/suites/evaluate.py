@@ -113,6 +113,8 @@ def evaluate_model(
   """
   prompter = make_prompter(loaded, evaluation.chat)
   path = out / 'results.json'
+  if out.exists() and not out.is_dir():
+    raise ConfigError(f'--out={out} is a file: give a directory')
   shared = _shared_settings(loaded, evaluation)
   settings = {
     name: shared | _own_settings(name, evaluation) for name in evaluation.suites
@@ -310,6 +312,7 @@ def _about(loaded, prompter) -> str:
   chat = 'its chat template' if len(prompter.after) else 'no chat template'
   stage = f'Stage {loaded.stage}. ' if loaded.stage else ''
   return (
-    f'{stage}Made for {loaded.max_len:,} tokens; RoPE {loaded.rope}; asked with'
-    f' {chat}, greedily, in {loaded.model.compute_dtype}.'
+    f'{stage}Made for {loaded.max_len:,} tokens, scaling of RoPE counted; RoPE'
+    f' {loaded.rope}; asked with {chat}, greedily, in'
+    f' {loaded.model.compute_dtype}.'
   )

@@ -39,6 +39,9 @@ class Grid:
     if not self.lengths or min(self.lengths) < 1:
       lengths = ','.join(map(str, self.lengths))
       raise ConfigError(f'--lengths={lengths}: give numbers of tokens')
+    if len(set(self.lengths)) < len(self.lengths):
+      lengths = ','.join(map(str, self.lengths))
+      raise ConfigError(f'--lengths={lengths}: give each length once')
     for name in ('num_depths', 'samples'):
       if getattr(self, name) < 1:
         raise ConfigError(f'--{name}={getattr(self, name)} must be at least 1')

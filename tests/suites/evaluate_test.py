@@ -148,6 +148,18 @@ def test_numbers_that_make_no_sense_are_refused(measure, changes, message):
     measure(**changes)
 
 
+def test_a_length_that_is_given_twice_is_refused():
+  with pytest.raises(ConfigError, match='--lengths=64,9,64: give each length'):
+    Grid((64, 9, 64), num_depths=1, samples=1, seed=0)
+
+
+def test_a_file_is_no_directory_for_results(measure, tmp_path):
+  (tmp_path / 'out').write_text('mine')
+  with pytest.raises(ConfigError, match=r'--out=.*out is a file: give a dir'):
+    measure()
+  assert (tmp_path / 'out').read_text() == 'mine'
+
+
 @pytest.mark.parametrize('name', ['kv_retrieval', 'lost_in_the_middle'])
 def test_official_prompts_are_cut_to_what_the_model_is_made_for(folder, name):
   loaded = load_model(str(folder))
