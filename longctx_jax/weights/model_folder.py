@@ -83,6 +83,13 @@ def open_model_folder(
     fields = Fields(read_json_object(generation), str(generation))
     ids = (*architecture.eos_ids, *fields.ids('eos_token_id'))
     architecture = architecture._replace(eos_ids=tuple(dict.fromkeys(ids)))
+  vocab_size = architecture.model.vocab_size
+  if absent := [i for i in architecture.eos_ids if i >= vocab_size]:
+    raise WeightsError(
+      f'{folder}: eos_token_id is {absent[0]} in config.json or'
+      f' generation_config.json, and the model has the tokens 0 to'
+      f' {vocab_size - 1}'
+    )
   tensors = SafetensorsFolder(folder)
   check_tensors(tensors.shapes, architecture.model, str(folder))
   return ModelFolder(folder, architecture, tensors)

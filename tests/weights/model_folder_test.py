@@ -132,6 +132,16 @@ def test_all_tokens_that_end_a_text_are_known(make_folder):
   assert open_model_folder(folder).architecture.eos_ids == (2, 3, 9)
 
 
+@pytest.mark.parametrize('name', ['config', 'generation_config'])
+def test_the_end_of_a_text_is_a_token_of_the_model(make_folder, name):
+  folder = make_folder('llama', eos_token_id=2)
+  path = folder / f'{name}.json'
+  fields = json.loads(path.read_text()) if path.exists() else {}
+  path.write_text(json.dumps({**fields, 'eos_token_id': [2, 70_000]}))
+  with pytest.raises(WeightsError, match=r'eos_token_id is 70000 .* 0 to \d+$'):
+    open_model_folder(folder)
+
+
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(make_folder):
   folder = make_folder('llama', vocab_size=60)
   with pytest.raises(
