@@ -84,7 +84,7 @@ class ConversationFiles:
   # What to do with records that are no conversation: count them, or stop.
   on_problem: Literal['skip', 'stop'] = 'skip'
   # With one that is too long: leave it out; keep the turns that fit, from the
-  # first on; or stop.
+  # first on, or as much as fits of the first one's answer; or stop.
   on_long: Literal['drop', 'truncate', 'stop'] = 'drop'
   # Longest one kept, in tokens; 0: as corpus.max_conversation_len says. Long
   # ones are for a stage of long rows, beside the short ones of another stage.
