@@ -32,6 +32,9 @@ from longctx_jax.weights.tensor_table import (
 )
 from longctx_jax.weights.typed_fields import Fields
 
+_EMBEDDING, _HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
+_ROWS = 4096  # compared at a time
+
 
 class TensorSource(Protocol):
   """Tensors under Hugging Face's names, read one at a time."""
@@ -66,7 +69,7 @@ class ModelFolder(NamedTuple):
 def open_model_folder(
   folder: Path, *, param_dtype: str = 'float32', compute_dtype: str = 'float32'
 ) -> ModelFolder:
-  """Looks at all there is, and reads no weights.
+  """Looks at all there is; reads no weights but those it compares.
 
   Raises:
     WeightsError: a file is missing, damaged, or does not suit the others.
@@ -92,7 +95,29 @@ def open_model_folder(
     )
   tensors = SafetensorsFolder(folder)
   check_tensors(tensors.shapes, architecture.model, str(folder))
+  if architecture.model.tie_embeddings and _HEAD in tensors.shapes:
+    _check_unembedding(tensors)
   return ModelFolder(folder, architecture, tensors)
+
+
+def _check_unembedding(tensors):
+  """A tied model may hold its embedding again, and nothing else as that.
+
+  transformers leaves both as they are where they differ, whatever config.json
+  says.
+  """
+  shape = tensors.shapes[_EMBEDDING]
+  same = tensors.shapes[_HEAD] == shape
+  for start in range(0, shape[0], _ROWS):
+    rows = (slice(start, min(start + _ROWS, shape[0])),)
+    same = same and np.array_equal(
+      tensors.read(_HEAD, rows), tensors.read(_EMBEDDING, rows)
+    )
+  if not same:
+    raise WeightsError(
+      f'{tensors.where}: {_HEAD} is not {_EMBEDDING}, as tie_word_embeddings'
+      ' of config.json says: set it to false there'
+    )
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

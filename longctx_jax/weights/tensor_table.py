@@ -105,7 +105,8 @@ def check_tensors(
   """Raises WeightsError unless `found` (name -> shape) is what the model needs.
 
   Frequencies of RoPE, which old checkpoints hold, and the unembedding of a
-  model that ties it to the embedding are passed over, as transformers does.
+  model that ties it to the embedding are passed over, as transformers does;
+  who has the tensors sees that it is the embedding.
   """
   # Each layer has several: what is made of a wrong number could fill memory.
   if model.num_layers > len(found):

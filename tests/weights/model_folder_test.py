@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from longctx_jax.config import MeshConfig
 from longctx_jax.model import Transformer
 from longctx_jax.sharding import make_mesh, param_shardings
+from longctx_jax.weights import model_folder
 from longctx_jax.weights.model_folder import load_params, open_model_folder
 from longctx_jax.weights.tensor_table import (
   WeightsError,
@@ -166,6 +168,36 @@ def test_a_bad_config_is_named(make_folder, text, message):
   if text is not None:
     (folder / 'config.json').write_text(text)
   with pytest.raises(WeightsError, match=message):
+    open_model_folder(folder)
+
+
+@pytest.mark.parametrize('rows', [4096, 20])
+def test_a_tied_model_may_hold_its_embedding_twice(
+  make_folder, monkeypatch, rows
+):
+  """And nothing else: transformers would not tie the two."""
+  monkeypatch.setattr(model_folder, '_ROWS', rows)
+  folder = make_folder('llama')
+  config = folder / 'config.json'
+  fields = json.loads(config.read_text()) | {'tie_word_embeddings': True}
+  config.write_text(json.dumps(fields))
+  with pytest.raises(
+    WeightsError, match=r'lm_head\.weight is not model\.embed_tokens\.weight'
+  ):
+    open_model_folder(folder)
+  path = folder / 'model.safetensors'
+  tensors = load_file(path)
+  tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']
+  save_file(tensors, path)
+  open_model_folder(folder)
+  tensors['lm_head.weight'] = tensors['lm_head.weight'].copy()
+  tensors['lm_head.weight'][-1, -1] += 1
+  save_file(tensors, path)
+  with pytest.raises(WeightsError, match=r'lm_head\.weight is not'):
+    open_model_folder(folder)
+  tensors['lm_head.weight'] = tensors['lm_head.weight'][:-1].copy()
+  save_file(tensors, path)
+  with pytest.raises(WeightsError, match=r'lm_head\.weight is not'):
     open_model_folder(folder)
 
 
