@@ -153,7 +153,8 @@ class RetrievalRows:
   # Length of one text with its questions, in tokens: log-uniform.
   min_len: int
   max_len: int
-  # Of one text, of those tasks that hide more than one thing.
+  # Of one text, of those tasks that hide more than one thing; fewer where all
+  # would be longer than what they are about.
   max_questions: int = 1
   # needle: whose training documents hide the needles; () every domain's.
   domains: tuple[str, ...] = ()
@@ -192,7 +193,11 @@ SourceConfig = DocumentRows | ConversationRows | SyntheticSource
 
 @dataclasses.dataclass(frozen=True)
 class WeightsAt:
-  """The weights of all sources from a step on; see `data/mixture.py`."""
+  """The weights of all sources from a step on; see `data/mixture.py`.
+
+  Rows are given out 128 at a time: a source whose weight ends serves its share
+  of those that the step lies in.
+  """
 
   step: int
   weights: dict[str, float]

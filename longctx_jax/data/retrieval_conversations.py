@@ -10,6 +10,7 @@ those of our own (`data/needles.py`): what they train, these tests measure no
 longer as a skill that was carried over.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -37,6 +38,10 @@ Turns = list[tuple[str, str]]
 
 # ours: of conversations that change whenever what makes them does.
 _SAMPLE_SIZE = 8
+# ours: tokens of a key vary, and of the smallest text that fits, one in so many
+# does not; of as many draws as MAX_DRAWS, at least one does.
+_SMALLEST_TRIED = 64
+MAX_DRAWS = 8
 # ours: the first size tried makes a little less than is asked for.
 _FIRST_GUESS = 0.95
 
@@ -60,8 +65,9 @@ class RetrievalConversations:
     """`text` is what needles are hidden in, if the config has any.
 
     Raises:
-      ConfigError: a task that there is none of, weights that are none, or more
-        needles than there are words for.
+      ConfigError: a task that there is none of, weights that are none, more
+        needles than there are words for, or a task of which not even the
+        smallest text has room in `max_len`.
     """
     try:
       check_weights(config.tasks, known=TASKS, what='tasks')
@@ -74,15 +80,9 @@ class RetrievalConversations:
       )
     self._config, self._chat, self._text = config, chat, text
     tasks = sorted(task for task, weight in config.tasks.items() if weight)
-    noise = len(chat.encode_text(NOISE * _SAMPLE_SIZE)) / _SAMPLE_SIZE
-    pairs = len(chat.encode_text(_shown(_pairs(0, _SAMPLE_SIZE))))
-    # Tokens by which a conversation grows with its size.
-    self._token_counts = {
-      'passkey': noise,
-      'number_string': noise,
-      'kv_retrieval': pairs / _SAMPLE_SIZE,
-      'needle': 1.0,
-    }
+    self._size_tokens, self._question_tokens = self._count_tokens()
+    for task in tasks:
+      self._check_smallest(task)
     samples = [self._of(0, task, _SAMPLE_SIZE).turns for task in tasks]
     of_text = None if text is None else text.fingerprint
     described = [samples, chat.fingerprint, of_text]
@@ -94,16 +94,69 @@ class RetrievalConversations:
   ) -> RetrievalConversation:
     """One of at most `length` tokens, or of a text that is hardly any."""
     task = draw_weighted(rng, self._config.tasks)
-    # One seed for all sizes tried: what they share keeps lengths in line.
-    seed = int(rng.integers(2**63))
-    size = max(1, int(_FIRST_GUESS * length / self._token_counts[task]))
-    return fit_length(lambda n: self._of(seed, task, n), size, length, 1)
+    size = max(1, int(_FIRST_GUESS * length / self._size_tokens[task]))
+    made = []
+    for seed in rng.integers(2**63, size=MAX_DRAWS).tolist():
+      # One seed for all sizes tried: what they share keeps lengths in line.
+      of_size = functools.partial(self._of, seed, task)
+      made.append(fit_length(of_size, size, length, 1))
+      if len(made[-1].encoded[0]) <= length:
+        return made[-1]
+    return min(made, key=lambda conversation: len(conversation.encoded[0]))
 
   def _of(self, seed, task, size) -> RetrievalConversation:
-    turns = TASKS[task](seed, size, self._config.max_questions, self._text)
+    # Questions are no more than what they are about, or one.
+    most = int(size * self._size_tokens[task] / self._question_tokens[task])
+    most = max(1, min(most, self._config.max_questions))
+    turns = TASKS[task](seed, size, most, self._text)
     return RetrievalConversation(
       task, turns, encode_conversation(self._chat, turns)
     )
+
+  def _count_tokens(self) -> tuple[dict[str, float], dict[str, int]]:
+    """By task: tokens by which a text grows with its size; of a question."""
+
+    def count(text):
+      return len(self._chat.encode_text(text))
+
+    def count_turn(question, answer):
+      one, two = (
+        len(encode_conversation(self._chat, turns)[0])
+        for turns in ([('a', 'a')], [('a', 'a'), (question, answer)])
+      )
+      return two - one
+
+    noise = count(NOISE * _SAMPLE_SIZE) / _SAMPLE_SIZE
+    ((key, value), *_) = pairs = _pairs(0, _SAMPLE_SIZE)
+    (needle,) = draw_needles(np.random.default_rng(0), 1)
+    asked = WORDINGS['kv_retrieval'].input.replace('{key}', key)
+    # Of the first two, a text has a single question, which its prompt holds.
+    sizes = {
+      'passkey': noise,
+      'number_string': noise,
+      'kv_retrieval': count(_shown(pairs)) / _SAMPLE_SIZE,
+      'needle': 1.0,
+    }
+    questions = {
+      'passkey': 1,
+      'number_string': 1,
+      'kv_retrieval': count_turn(asked, value),
+      # What is hidden for it too.
+      'needle': count_turn(needle.question, needle.answer)
+      + count(needle.sentence),
+    }
+    return sizes, questions
+
+  def _check_smallest(self, task):
+    longest = max(
+      len(self._of(seed, task, 1).encoded[0]) for seed in range(_SMALLEST_TRIED)
+    )
+    if longest > self._config.max_len:
+      raise ConfigError(
+        f'max_len={self._config.max_len}: the smallest text of the task {task}'
+        f' has {longest} tokens with its question. Raise it, or take the task'
+        ' out'
+      )
 
 
 def _passkey(seed, size, max_questions, text) -> Turns:

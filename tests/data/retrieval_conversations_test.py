@@ -161,12 +161,50 @@ def test_origins_name_the_task_of_each_conversation(corpus, text):
   assert seen == set(TASKS)
 
 
+def test_questions_are_no_more_than_the_text_they_are_about(corpus, text):
+  config = dataclasses.replace(
+    CONFIG, min_len=96, max_len=512, max_questions=60
+  )
+  rows = rows_of(config, corpus, text)
+  asked = []
+  for i in range(100):
+    row = rows.row(i)
+    assert len(row.tokens) <= 512
+    for origin, tokens, mask in zip(
+      rows.origins(i),
+      np.split(row.tokens, np.cumsum(row.slice_lens)[:-1]),
+      np.split(row.loss_mask, np.cumsum(row.slice_lens)[:-1]),
+      strict=True,
+    ):
+      turns = int((np.diff(mask.astype(int)) == 1).sum())
+      asked.append(turns)
+      if origin.name.startswith('needle'):
+        shown = corpus.tokenizer.decode(tokens)
+        hidden = re.findall(r' The magic word: \S+ \S+\.', shown)
+        assert len(hidden) == turns
+        # A needle, its question and its answer take 20 tokens or more.
+        assert turns == 1 or turns * 20 < 0.5 * len(tokens)
+  assert max(asked) > 5
+
+
+def test_a_task_whose_smallest_texts_just_fit_fails_in_no_row(corpus, text):
+  config = dataclasses.replace(
+    CONFIG, tasks={'kv_retrieval': 1.0}, min_len=8, max_len=8
+  )
+  with pytest.raises(ConfigError, match='smallest text of') as refused:
+    RetrievalConversations(config, corpus.chat, text)
+  smallest = int(re.search(r'has (\d+) tokens', str(refused.value))[1])
+  config = dataclasses.replace(config, max_len=smallest)
+  rows = rows_of(config, corpus, text, row_len=smallest)
+  assert all(0 < len(rows.row(i).tokens) <= smallest for i in range(200))
+
+
 def test_a_text_too_long_for_any_row_is_a_clear_error(corpus, text):
   config = dataclasses.replace(
     CONFIG, tasks={'passkey': 1.0}, min_len=8, max_len=32, max_questions=1
   )
   with pytest.raises(
-    ConfigError, match=r'passkey fits into 32 tokens: raise data\.seq'
+    ConfigError, match=r'max_len=32: the smallest text of the task passkey has'
   ):
     rows_of(config, corpus, text, row_len=32)
 
