@@ -9,9 +9,10 @@ from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.data.draws import log_uniform
 from longctx_jax.data.row_sources import Origin, Row
 
-# ours: so many tokens of conversations, or a row, are made to see how they
-# fill rows.
-_FILL_TOKENS = 8192
+# ours: so many tokens of conversations, or a row, are made to see how near they
+# come to the lengths asked for, and so many rows are then filled on paper.
+_FILL_TOKENS = 32_768
+_FILL_ROWS = 1000
 
 Encoded = tuple[np.ndarray, np.ndarray]  # tokens (int32), loss mask (bool)
 
@@ -84,34 +85,58 @@ class SyntheticRows:
     """Row i; the one made last is kept, as its origins are asked for next."""
     latest, made = self._latest
     if latest != i:
-      made = self._fill_row(i)
+      made = self._make_row(i)
       self._latest = i, made
     return made
 
-  def _measure_fill(self) -> float:
-    """Of the first rows; the others are made alike."""
-    num_rows = max(1, _FILL_TOKENS // self._row_len)
-    made = sum(len(row.tokens) for row in self.rows(range(num_rows)))
-    return made / (num_rows * self._row_len)
-
-  def _fill_row(self, i):
-    """Conversations of log-uniform lengths until the row is full; none cut."""
-    shortest, longest = self._lens
+  def _make_row(self, i, record=lambda length, made: None):
     rng = np.random.default_rng((*self._seed, i))
-    row, room = [], self._row_len
-    while room >= shortest:
-      length = log_uniform(rng, shortest, min(longest, room))
+
+    def make(length):
       made = self._conversations.make(rng, length)
-      if len(made.encoded[0]) > room:
-        break
-      row.append(made)
-      room -= len(made.encoded[0])
+      record(length, made)
+      return made
+
+    row = self._fill_row(rng, make, lambda made: len(made.encoded[0]))
     if not row:
       raise ConfigError(
-        f'not even the shortest {made.name} fits into {self._row_len} tokens:'
-        ' raise data.seq_len'
+        f'not even the shortest of {self._conversations.domain} fits into'
+        f' {self._row_len} tokens: raise data.seq_len'
       )
     return row
+
+  def _fill_row(self, rng, make, count_tokens):
+    """Conversations of log-uniform lengths until the row is full; none cut."""
+    shortest, longest = self._lens
+    row, room = [], self._row_len
+    while room >= shortest:
+      one = make(log_uniform(rng, shortest, min(longest, room)))
+      if count_tokens(one) > room:
+        break
+      row.append(one)
+      room -= count_tokens(one)
+    return row
+
+  def _measure_fill(self) -> float:
+    """Of many rows, filled with lengths as the first few rows have them.
+
+    A long row takes seconds to make, and one or two do not tell.
+    """
+    seen = []
+    for i in range(max(1, _FILL_TOKENS // self._row_len)):
+      self._make_row(i, lambda n, made: seen.append((n, len(made.encoded[0]))))
+    asked, used = np.array(sorted(seen)).T
+    ratios = used / asked
+    rng, tokens = np.random.default_rng(0), 0
+
+    def use(length):
+      # As near to its length as one came that was about as long.
+      k = int(np.searchsorted(asked, length)) + int(rng.integers(-8, 9))
+      return max(1, round(length * ratios[min(max(k, 0), len(ratios) - 1)]))
+
+    for _ in range(_FILL_ROWS):
+      tokens += sum(self._fill_row(rng, use, int))
+    return tokens / (_FILL_ROWS * self._row_len)
 
 
 def fit_length(

@@ -131,7 +131,16 @@ def test_origins_of_tables_are_one_a_conversation(corpus, monkeypatch):
   assert rows.epoch_len is None
 
 
-def test_the_fill_of_rows_is_what_they_hold(corpus):
-  tables = table_rows(TABLES, corpus)
-  held = [len(tables.row(i).tokens) for i in range(200, 400)]
-  assert tables.fill == pytest.approx(np.mean(held) / ROW_LEN, rel=0.05)
+@pytest.mark.parametrize(
+  ('row_len', 'lens', 'num_rows', 'rel'),
+  # Of long rows only a few are made to see; one alone may be a third off.
+  [(ROW_LEN, (48, 128), 400, 0.02), (16_384, (5000, 10_000), 60, 0.05)],
+)
+def test_the_fill_of_rows_is_what_they_hold(
+  corpus, row_len, lens, num_rows, rel
+):
+  config = dataclasses.replace(TABLES, min_len=lens[0], max_len=lens[1])
+  for seed in range(3):
+    tables = table_rows(config, corpus, row_len, (seed, 0))
+    held = [len(tables.row(i).tokens) for i in range(200, 200 + num_rows)]
+    assert tables.fill == pytest.approx(np.mean(held) / row_len, rel=rel)
