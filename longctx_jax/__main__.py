@@ -52,6 +52,14 @@ USER_ERRORS = (
   TokenizerError,
   WeightsError,
 )
+# What takes less memory, by verb.
+_SMALLER = {
+  'generate': 'shorten the prompt, or give --dtype=bfloat16',
+  'evaluate': 'give smaller --lengths, --batch_tokens or --dtype=bfloat16',
+  'recipe': 'raise train.micro_batches, set model.remat=full, or take more'
+  ' devices: `longctx plan` says beforehand what fits',
+}
+_SMALLER['train'] = _SMALLER['recipe']
 
 
 def _define_runner(values: flags.FlagValues) -> None:
@@ -243,11 +251,20 @@ def main() -> None:
     _end('interrupted; the same command goes on where it stopped', 2)
   except Exception as error:
     if hosts.count() == 1:
+      # JAX has no type of its own for devices that are full.
+      if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+        _end(_out_of_memory(error, verb), 1)
       raise
     # Ends here where another process is gone, which this error then is about.
     hosts.wait_for_verdict()
     traceback.print_exc()
     _end(f'{type(error).__name__}: {str(error).partition(chr(10))[0]}', 1)
+
+
+def _out_of_memory(error: Exception, verb: str) -> str:
+  reason = str(error).partition('\n')[0] or type(error).__name__
+  advice = f': {_SMALLER[verb]}' if verb in _SMALLER else ''
+  return f'out of memory ({reason}){advice}'
 
 
 def _end(line: str, code: int) -> NoReturn:

@@ -218,6 +218,28 @@ def test_help_shows_flags_and_a_command_of_the_verb(run, verb):
   assert ('--config:' in out) == (verb not in without_config)
 
 
+@pytest.mark.parametrize(
+  ('verb', 'error', 'says'),
+  [
+    (
+      'generate',
+      ValueError('RESOURCE_EXHAUSTED: no room for 9 bytes\nBuffers:\n'),
+      'longctx: out of memory (RESOURCE_EXHAUSTED: no room for 9 bytes):'
+      ' shorten the prompt, or give --dtype=bfloat16\n',
+    ),
+    ('inspect', MemoryError(), 'longctx: out of memory (MemoryError)\n'),
+  ],
+)
+def test_what_does_not_fit_in_memory_is_one_line(
+  run, monkeypatch, verb, error, says
+):
+  def fill(argv):
+    raise error
+
+  monkeypatch.setitem(cli.VERBS, verb, fill)
+  assert run(verb) == (1, '', says)
+
+
 def test_no_verb_at_all_is_an_error_and_help_is_not(run):
   assert run()[0] == 2
   for ask in ('--help', '-h', 'help'):
