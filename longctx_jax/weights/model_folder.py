@@ -33,7 +33,7 @@ from longctx_jax.weights.tensor_table import (
 from longctx_jax.weights.typed_fields import Fields
 
 _EMBEDDING, _HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
-_ROWS = 4096  # compared at a time
+_ROWS = 4096  # ours: so many are compared at a time
 
 
 class TensorSource(Protocol):
