@@ -5,19 +5,25 @@ neighbours (see `tokenizer_files`). Its post-processor, truncation and padding
 are left out: what surrounds a text is the config's choice.
 """
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
+from longctx_jax.data.text_pieces import may_be_cut, pieces
 from longctx_jax.data.tokenizer import (
   TokenizerError,
   encode_without_control,
   fingerprint_of,
   read_model,
 )
+
+# Given to the library at a time. ours: it takes 100 bytes and more for a token
+# until all of them are read; more at a time are no faster.
+_CHARS_PER_CALL = 1_000_000
 
 
 class HuggingFaceTokenizer:
@@ -65,8 +71,10 @@ class HuggingFaceTokenizer:
         self._make_special(name)
     # Special tokens in text are text. It is no part of a pickled copy.
     self._tokenizer.encode_special_tokens = True
-    unknown = _unknown_id(json.loads(model)['model'], self._tokenizer)
+    description = json.loads(model)
+    unknown = _unknown_id(description['model'], self._tokenizer)
     added = self._tokenizer.get_added_tokens_decoder()
+    self._may_cut = may_be_cut(description, added.values())
     self._control = {
       token.content: i
       for i, token in added.items()
@@ -96,12 +104,13 @@ class HuggingFaceTokenizer:
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     """`encode` of each text, in as many threads as `THREADS` says."""
-    batch = []
-    for text, encoding in zip(texts, self._encoded(texts), strict=True):
-      ids = np.asarray(encoding.ids, np.int32)
+    batch = self._encoded(texts)
+    for i, ids in enumerate(batch):
       if self._is_control[ids].any():
-        ids = encode_without_control(self._encode_ids, text, self._control_ids)
-      batch.append(np.asarray(ids, np.int32))
+        without = encode_without_control(
+          self._encode_ids, texts[i], self._control_ids
+        )
+        batch[i] = np.asarray(without, np.int32)
     return batch
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -121,10 +130,32 @@ class HuggingFaceTokenizer:
     self._tokenizer.add_special_tokens([token])
 
   def _encode_ids(self, text):
-    return self._encoded([text])[0].ids
+    return self._encoded([text])[0].tolist()
 
   def _encoded(self, texts):
-    return self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    """Ids of each text [T] int32, as the library finds them."""
+    parts = [list(pieces(text)) if self._may_cut else [text] for text in texts]
+    found = []
+    for batch in _batches(itertools.chain.from_iterable(parts)):
+      encoded = self._tokenizer.encode_batch_fast(
+        batch, add_special_tokens=False
+      )
+      found += [np.asarray(each.ids, np.int32) for each in encoded]
+    rest = iter(found)
+    return [np.concatenate([next(rest) for _ in part]) for part in parts]
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+  """Texts in turn, a new batch when one has `_CHARS_PER_CALL`."""
+  batch, chars = [], 0
+  for text in texts:
+    batch.append(text)
+    chars += len(text)
+    if chars >= _CHARS_PER_CALL:
+      yield batch
+      batch, chars = [], 0
+  if batch:
+    yield batch
 
 
 def _unknown_id(model, tokenizer):

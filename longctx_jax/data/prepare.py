@@ -47,9 +47,8 @@ log = logging.getLogger(__name__)
 # ours: the words of small synthetic tables are shown to the tokenizer once per
 # this many characters of text, often enough for each to become one piece.
 CHARS_PER_VOCABULARY = 4_000
-# Encoded at a time. ours: the `tokenizers` library takes 100 bytes and more for
-# a token until all of a batch are read: 4M characters of source code take 300
-# MB, 16M 600, and are no faster.
+# Encoded at a time. ours: texts and tokens of so many fit into memory at once,
+# and no core waits long for the last of them.
 CHARS_PER_BATCH = 4_000_000
 
 
