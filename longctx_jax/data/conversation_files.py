@@ -11,6 +11,7 @@ compress it. A record must give turns of a user and an assistant by turns, after
 a system's text or none.
 """
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -45,13 +46,23 @@ class RecordError(ValueError):
   """A record that is no conversation; the message is the kind of problem."""
 
 
+@dataclasses.dataclass
+class LeftOut:
+  """What is not in the conversations of files; grows as they are read."""
+
+  # Kind of problem -> records that are no conversation.
+  records: Counter[str] = dataclasses.field(default_factory=Counter)
+  # Last questions that nobody answers, of conversations without them.
+  questions: int = 0
+
+
 def read_conversations(
-  files: ConversationFiles, field: str, problems: Counter[str]
+  files: ConversationFiles, field: str, left_out: LeftOut
 ) -> Iterator[Conversation]:
   """Conversations of all files in the order of their names.
 
-  Records that are none are counted in `problems`, by kind. A last question
-  that nobody answers is left off, and its conversation kept.
+  Records that are none are counted in `left_out`, and so are last questions
+  that nobody answers; their conversations are kept.
 
   Raises:
     ConfigError: `field`.path has no such files, a file is of no known shape,
@@ -65,17 +76,22 @@ def read_conversations(
           raise record
         if shape == 'auto':
           shape = _shape_of(record, path, field)
-        yield conversation_from_record(record, shape)
+        conversation, unanswered = conversation_from_record(record, shape)
       except RecordError as problem:
         if files.on_problem == 'stop':
           raise ConfigError(
             f'{place}: {problem}. Mend it, or set {field}.on_problem=skip'
           ) from None
-        problems[str(problem)] += 1
+        left_out.records[str(problem)] += 1
+      else:
+        left_out.questions += unanswered
+        yield conversation
 
 
-def conversation_from_record(record: Any, shape: str) -> Conversation:
-  """The turns of one record.
+def conversation_from_record(
+  record: Any, shape: str
+) -> tuple[Conversation, bool]:
+  """The turns of one record, and whether a last question was left off.
 
   Raises:
     RecordError: it has none, or not by turns.
@@ -91,7 +107,7 @@ def conversation_from_record(record: Any, shape: str) -> Conversation:
   return _by_turns(messages)
 
 
-def _by_turns(messages: list[tuple[str, Any]]) -> Conversation:
+def _by_turns(messages: list[tuple[str, Any]]) -> tuple[Conversation, bool]:
   if not all(isinstance(text, str) for _, text in messages):
     raise RecordError('a turn that is not text')
   try:
@@ -101,7 +117,8 @@ def _by_turns(messages: list[tuple[str, Any]]) -> Conversation:
   system = ''
   if messages and messages[0][0] == 'system':
     (_, system), *messages = messages
-  if messages and messages[-1][0] == 'user':
+  unanswered = bool(messages) and messages[-1][0] == 'user'
+  if unanswered:
     messages = messages[:-1]
   roles = [role for role, _ in messages]
   if 'assistant' not in roles:
@@ -112,7 +129,8 @@ def _by_turns(messages: list[tuple[str, Any]]) -> Conversation:
   if not all(text.strip() for text in texts):
     raise RecordError('empty turn')
   turns = list(zip(texts[::2], texts[1::2], strict=True))
-  return Conversation(turns, system if system.strip() else '')
+  system = system if system.strip() else ''
+  return Conversation(turns, system), unanswered
 
 
 def _alpaca(record):

@@ -1,12 +1,11 @@
 """What a corpus is made from, looked at before hours of reading."""
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator
 
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.corpus_config import CorpusConfig
-from longctx_jax.data.conversation_files import read_conversations
+from longctx_jax.data.conversation_files import LeftOut, read_conversations
 from longctx_jax.data.instructions import check_kind
 
 
@@ -35,9 +34,9 @@ def check_inputs(config: CorpusConfig) -> None:
         ' directory or a pattern'
       )
   for name, files in config.conversation_files.items():
-    field, problems = f'corpus.conversation_files.{name}', Counter()
-    if next(read_conversations(files, field, problems), None) is None:
-      skipped = ', '.join(f'{n} {kind}' for kind, n in problems.items())
+    field, left_out = f'corpus.conversation_files.{name}', LeftOut()
+    if next(read_conversations(files, field, left_out), None) is None:
+      skipped = ', '.join(f'{n} {kind}' for kind, n in left_out.records.items())
       raise ConfigError(
         f'{field}.path={files.path!r}: no conversation is in it'
         f' ({skipped or "it is empty"})'

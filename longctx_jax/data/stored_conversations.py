@@ -16,7 +16,7 @@ from longctx_jax.data.chat import (
   cut_conversation,
   encode_conversations,
 )
-from longctx_jax.data.conversation_files import read_conversations
+from longctx_jax.data.conversation_files import LeftOut, read_conversations
 from longctx_jax.data.counts import Counts
 from longctx_jax.data.documents import Document
 from longctx_jax.data.instructions import (
@@ -39,8 +39,7 @@ class _Source(NamedTuple):
 
   conversations: Iterator[Conversation]
   on_long: str
-  # Kind of problem -> records that are no conversation; grows as they are read.
-  problems: Counter[str]
+  left_out: LeftOut  # grows as they are read
 
 
 def stored_conversations(
@@ -92,7 +91,7 @@ def _made(config, documents, seed) -> dict[str, _Source]:
     yield from map(Conversation, turns)
 
   return {
-    kind: _Source(made(k, kind, count), 'drop', Counter())
+    kind: _Source(made(k, kind, count), 'drop', LeftOut())
     for k, (kind, count) in enumerate(sorted(config.conversations.items()))
   }
 
@@ -100,9 +99,9 @@ def _made(config, documents, seed) -> dict[str, _Source]:
 def _from_files(config) -> dict[str, _Source]:
   sources = {}
   for name, files in sorted(config.conversation_files.items()):
-    field, problems = f'corpus.conversation_files.{name}', Counter()
-    read = read_conversations(files, field, problems)
-    sources[name] = _Source(read, files.on_long, problems)
+    field, left_out = f'corpus.conversation_files.{name}', LeftOut()
+    read = read_conversations(files, field, left_out)
+    sources[name] = _Source(read, files.on_long, left_out)
   return sources
 
 
@@ -132,24 +131,26 @@ def _tokenised(config, chat, name, source, counts) -> Iterator[StoredDocument]:
 
 def _account(counts, source) -> Counts:
   ends = Counter(kept=counts['kept'], too_long=counts['dropped'])
-  ends += source.problems
+  ends += source.left_out.records
   return Counts(Counter(seen=ends.total()) + ends)
 
 
 def _shown(counts, source) -> str:
-  """'40 kept (2 of them truncated), 1 dropped as too long'."""
+  """'40 kept (2 of them truncated), 1 dropped as too long, ...'."""
   shown = [f'{counts["kept"]} kept']
   if counts['truncated']:
     shown[0] += f' ({counts["truncated"]} of them truncated)'
   if counts['dropped']:
     shown.append(f'{counts["dropped"]} dropped as too long')
-  problems = sorted(source.problems.items())
+  problems = sorted(source.left_out.records.items())
   shown += [f'{n} skipped: {problem}' for problem, n in problems]
+  if source.left_out.questions:
+    shown.append(f'{source.left_out.questions} cut by an unanswered question')
   return ', '.join(shown)
 
 
 def _none_made(config, total, sources) -> str:
-  problems = sum((s.problems for s in sources.values()), Counter())
+  problems = sum((s.left_out.records for s in sources.values()), Counter())
   skipped = ''.join(f', {n} skipped: {p}' for p, n in problems.items())
   names = ', '.join(sources)
   return (

@@ -2,14 +2,13 @@
 
 import json
 import random
-from collections import Counter
 
 import pytest
 
 from longctx_jax.config_from_dict import ConfigError
 from longctx_jax.corpus_config import ConversationFiles
 from longctx_jax.data.chat import Conversation
-from longctx_jax.data.conversation_files import read_conversations
+from longctx_jax.data.conversation_files import LeftOut, read_conversations
 from tests.data.formats import write_bytes
 
 FIELD = 'corpus.conversation_files.mine'
@@ -49,9 +48,14 @@ def write(path, records, *, array=False):
 
 
 def read(path, **fields):
-  problems = Counter()
+  made, left_out = read_all(path, **fields)
+  return made, dict(left_out.records)
+
+
+def read_all(path, **fields):
+  left_out = LeftOut()
   files = ConversationFiles(str(path), **fields)
-  return list(read_conversations(files, FIELD, problems)), dict(problems)
+  return list(read_conversations(files, FIELD, left_out)), left_out
 
 
 @pytest.mark.parametrize('array', [False, True])
@@ -116,11 +120,19 @@ def test_a_system_may_come_first_and_a_last_question_is_left_off(tmp_path):
   records = [
     of(('system', 'Be brief.'), USER, ANSWER),
     of(('system', ' '), USER, ANSWER, ('user', 'And?')),
+    of(USER, ANSWER, USER, ANSWER, ('user', 'And?')),
+    of(USER),
   ]
-  made, problems = read(write(tmp_path / 'a.jsonl', records))
+  made, left_out = read_all(write(tmp_path / 'a.jsonl', records))
   turns = [('Hi', 'Hello')]
-  assert made == [Conversation(turns, 'Be brief.'), Conversation(turns)]
-  assert problems == {}
+  assert made == [
+    Conversation(turns, 'Be brief.'),
+    Conversation(turns),
+    Conversation(turns * 2),
+  ]
+  # That of no answer at all is counted as a record.
+  assert left_out.questions == 2
+  assert left_out.records == {'no assistant turn': 1}
 
 
 BAD = [

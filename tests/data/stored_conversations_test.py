@@ -64,6 +64,19 @@ def test_conversations_that_fit_are_kept_as_they_are(corpus, path, caplog):
   assert 'of mine: 8 kept, 1 skipped: no assistant turn' in caplog.text
 
 
+def test_last_questions_left_off_are_counted(corpus, path, caplog):
+  caplog.set_level(logging.INFO)
+  flat = [text for turn in TURNS[0] for text in turn]
+  lines = [{'data': flat}, *[{'data': [*flat, 'And?']}] * 2]
+  path.write_text('\n'.join(map(json.dumps, lines)))
+  accounts = {}
+  made = stored(corpus, path, accounts=accounts)
+  one = encoded(corpus, TURNS[0])[0]
+  assert [d.tokens.tolist() for d in made] == [one] * 3
+  assert 'of mine: 3 kept, 2 cut by an unanswered question' in caplog.text
+  assert accounts['mine'].as_dict()['documents'] == {'seen': 3, 'kept': 3}
+
+
 def test_long_ones_are_dropped_and_counted(corpus, path, caplog):
   caplog.set_level(logging.INFO)
   accounts = {}
