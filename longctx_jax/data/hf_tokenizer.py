@@ -2,7 +2,8 @@
 
 That file says nothing of begin and end of a document: their names are in its
 neighbours (see `tokenizer_files`). Its post-processor, truncation and padding
-are left out: what surrounds a text is the config's choice.
+are left out: what surrounds a text is the config's choice. So is dropout of
+merges: a corpus that is made again has the same tokens.
 """
 
 import itertools
@@ -22,7 +23,7 @@ from longctx_jax.data.tokenizer import (
 )
 
 # Given to the library at a time. ours: it takes 100 bytes and more for a token
-# until all of them are read; more at a time are no faster.
+# until all ids of a call are read; more at a time are no faster.
 _CHARS_PER_CALL = 1_000_000
 
 
@@ -57,6 +58,9 @@ class HuggingFaceTokenizer:
       ) from error
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
+    self._tokenizer.post_processor = None
+    if hasattr(self._tokenizer.model, 'dropout'):
+      self._tokenizer.model.dropout = None
     for name, i in sorted((added_tokens or {}).items(), key=lambda x: x[1]):
       if self._tokenizer.token_to_id(name) is None:
         self._make_special(name)
@@ -137,10 +141,12 @@ class HuggingFaceTokenizer:
     parts = [list(pieces(text)) if self._may_cut else [text] for text in texts]
     found = []
     for batch in _batches(itertools.chain.from_iterable(parts)):
-      encoded = self._tokenizer.encode_batch_fast(
-        batch, add_special_tokens=False
-      )
-      found += [np.asarray(each.ids, np.int32) for each in encoded]
+      found += [
+        np.asarray(each.ids, np.int32)
+        for each in self._tokenizer.encode_batch_fast(
+          batch, add_special_tokens=False
+        )
+      ]
     rest = iter(found)
     return [np.concatenate([next(rest) for _ in part]) for part in parts]
 

@@ -146,6 +146,23 @@ def test_nothing_is_put_around_a_text_nor_cut_off(tmp_path):
   assert [len(ids) for ids in batch] == [len(plain), 0]
 
 
+def test_a_template_that_repeats_a_text_is_left_out(tmp_path):
+  raw = byte_level_bpe()
+  plain = raw.encode('Hello there').ids
+  raw.post_processor = processors.TemplateProcessing('$A $A')
+  path = write(raw, tmp_path / 'tokenizer.json')
+  assert HuggingFaceTokenizer(path).encode('Hello there').tolist() == plain
+
+
+def test_merges_are_not_dropped_by_chance(tmp_path):
+  raw = byte_level_bpe()
+  text = 'Hello there, how are you? ' * 20
+  plain = raw.encode(text).ids
+  raw.model.dropout = 0.5
+  path = write(raw, tmp_path / 'tokenizer.json')
+  assert HuggingFaceTokenizer(path).encode(text).tolist() == plain
+
+
 def test_added_tokens_come_behind_and_change_the_fingerprint(path, tokenizer):
   n = tokenizer.vocab_size
   added = HuggingFaceTokenizer(path, added_tokens={'<b>': n + 1, '<a>': n})
