@@ -6,7 +6,7 @@ book fill memory, leave the processor's caches, and are made on one core. Pieces
 of the text have the same tokens if they end where splits of the whole text do:
 
     He| said| that|,| and|\n|Then| it| was| over|.
-      ^     ^        ^                ^    ^        before single spaces
+      ^     ^       ^                ^    ^          before spaces
 
 Whether a tokenizer ends a split there is read off its description: each of its
 steps must be one of those below. Any other tokenizer gets its texts whole.
@@ -75,9 +75,12 @@ def may_be_cut(
 
   Args:
     description: the content of a tokenizer.json.
-    added: its added tokens, of which special ones are not looked for in text.
+    added: its added tokens. Special ones in a text are left to be split with
+      it, all the same no other one is found where they are.
   """
-  if (description.get('normalizer') or {'type': 'NFC'})['type'] != 'NFC':
+  # Other normalizers need not name their type.
+  normalizer = description.get('normalizer') or {'type': 'NFC'}
+  if normalizer.get('type') != 'NFC':
     return False
   for token in added:
     looks_around = token.single_word or token.lstrip or token.rstrip
@@ -94,7 +97,7 @@ def may_be_cut(
 
 
 def _is_known(step) -> bool:
-  """Whether a cut in what a step gets is all that changes in what it gives."""
+  """Whether cutting what a step gets cuts what it gives, and no more."""
   match step['type']:
     case 'ByteLevel':
       return not step['add_prefix_space']

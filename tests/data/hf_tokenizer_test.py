@@ -1,5 +1,6 @@
 """tokenizer.json: no text forges a control token, and nothing is added."""
 
+import json
 import pickle
 
 import pytest
@@ -161,6 +162,17 @@ def test_merges_are_not_dropped_by_chance(tmp_path):
   raw.model.dropout = 0.5
   path = write(raw, tmp_path / 'tokenizer.json')
   assert HuggingFaceTokenizer(path).encode(text).tolist() == plain
+
+
+def test_a_normalizer_need_not_name_its_type(tmp_path):
+  raw = byte_level_bpe()
+  raw.normalizer = normalizers.Prepend('x')
+  content = json.loads(raw.to_str())
+  del content['normalizer']['type']
+  path = tmp_path / 'tokenizer.json'
+  path.write_text(json.dumps(content))
+  tokenizer = HuggingFaceTokenizer(path)
+  assert tokenizer.decode(tokenizer.encode('Hello')) == 'xHello'
 
 
 def test_added_tokens_come_behind_and_change_the_fingerprint(path, tokenizer):

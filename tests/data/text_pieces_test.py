@@ -138,7 +138,7 @@ def test_pieces_end_where_splits_of_the_whole_end(pair):
 
 
 @given(text=NASTY)
-def test_pieces_make_the_text_and_end_before_single_spaces(text):
+def test_pieces_make_the_text_and_end_before_spaces_and_stops(text):
   parts = cut_everywhere(text)
   assert ''.join(parts) == text
   for before, after in itertools.pairwise(parts):
@@ -210,7 +210,7 @@ def other_pre_tokenizers():
 
 
 @pytest.mark.parametrize('name', other_pre_tokenizers())
-def test_tokenizers_that_are_not_known_get_texts_whole(name, tmp_path, short):
+def test_tokenizers_that_are_not_known_get_texts_whole(name):
   raw = tokenizers.Tokenizer(models.BPE())
   if other_pre_tokenizers()[name]:
     raw.pre_tokenizer = other_pre_tokenizers()[name]
@@ -271,13 +271,58 @@ def test_added_tokens_that_reach_across_cuts_forbid_them(
   assert raw.token_to_id(token.content) in ours.encode(text)
 
 
-def test_special_tokens_may_strip_spaces_for_they_are_not_looked_for(
-  tmp_path, short
-):
+def test_special_tokens_may_strip_spaces_for_they_are_text(tmp_path, short):
   mask = AddedToken('<mask>', lstrip=True, rstrip=True, special=True)
   raw = made(GPT2)
   raw.add_special_tokens([mask])
   assert is_cut(raw)
   raw.encode_special_tokens = True
   text = 'so <mask> you'
+  assert reopened(raw, tmp_path).encode(text).tolist() == whole(raw, text)
+
+
+def test_special_tokens_that_reach_across_cuts_forbid_them(tmp_path, short):
+  raw = made(GPT2, added=[AddedToken('are', normalized=False)])
+  raw.add_special_tokens(['how are'])
+  assert not is_cut(raw)
+  raw.encode_special_tokens = True
+  ids = reopened(raw, tmp_path).encode('so how are you, are you').tolist()
+  assert ids == whole(raw, 'so how are you, are you')
+  # That in the special token is hidden by it.
+  assert ids.count(raw.token_to_id('are')) == 1
+
+
+def other_models():
+  vocab = ['[UNK]', *ALPHABET, 'how', '\u0120are', '##w', '\u0120', 'o', 'h']
+  ids = {word: i for i, word in enumerate(dict.fromkeys(vocab))}
+  return [
+    models.WordLevel(ids, unk_token='[UNK]'),
+    models.WordPiece(ids, unk_token='[UNK]'),
+    models.Unigram([(word, -float(i)) for word, i in ids.items()], 0, False),
+  ]
+
+
+@pytest.mark.parametrize(
+  'model', other_models(), ids=lambda m: type(m).__name__
+)
+def test_the_model_behind_the_splits_makes_no_difference(
+  model, tmp_path, short
+):
+  raw = tokenizers.Tokenizer(model)
+  raw.pre_tokenizer = GPT2
+  assert is_cut(raw)
+  text = 'how are you, how\u3001 how  are\n you 12 how '
+  ids = reopened(raw, tmp_path).encode(text).tolist()
+  assert ids == whole(raw, text)
+  assert len(set(ids)) > 2
+
+
+def test_a_later_step_may_end_splits_at_cuts(tmp_path, short):
+  steps = [
+    pre_tokenizers.Split(tokenizers.Regex(r'\p{N}{1,3}'), 'isolated'),
+    *splits(LLAMA3_SPLIT),
+  ]
+  raw = made(pre_tokenizers.Sequence(steps))
+  assert is_cut(raw)
+  text = 'so 1234 are\u3001 you,  12345\n you '
   assert reopened(raw, tmp_path).encode(text).tolist() == whole(raw, text)
