@@ -6,7 +6,7 @@ book fill memory, leave the processor's caches, and are made on one core. Pieces
 of the text have the same tokens if they end where splits of the whole text do:
 
     He| said| that|,| and|\n|Then| it| was| over|.
-      ^     ^       ^                ^    ^          before spaces
+      ^     ^       ^            ^   ^    ^    before spaces
 
 Whether a tokenizer ends a split there is read off its description: each of its
 steps must be one of those below. Any other tokenizer gets its texts whole.
