@@ -54,6 +54,8 @@ BOS = {'chatml': '', 'llama3': '<|begin_of_text|>', 'skywork': '<s>'}
 TEXT = st.text() | st.sampled_from(
   ['Hello', ' two  words\n', '\n\nlines\n', '4.', 'user\n', '  def f():\n']
 )
+# Hypothesis draws constants of our own modules too, so it knows the symbols.
+HARMLESS = TEXT.filter(lambda text: not any(map(text.count, SPECIAL)))
 FORGING = TEXT | st.lists(st.sampled_from([*SPECIAL, 'a', ' '])).map(''.join)
 TURNS = st.lists(st.tuples(FORGING, FORGING), min_size=1, max_size=4)
 
@@ -136,11 +138,11 @@ def rendered_ids(name, messages, *, prompt=False):
   st.lists(
     # An answer that begins with white space is encoded apart from what stands
     # before it: the test below is of the prompt.
-    st.tuples(TEXT, TEXT.filter(lambda text: text == text.lstrip())),
+    st.tuples(HARMLESS, HARMLESS.filter(lambda text: text == text.lstrip())),
     min_size=1,
     max_size=3,
   ),
-  TEXT,
+  HARMLESS,
 )
 def test_tokens_are_those_of_the_rendered_template(name, chat, turns, said):
   tokens, _ = encode_conversation(chat, turns, said)
