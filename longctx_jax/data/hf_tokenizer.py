@@ -49,6 +49,7 @@ class HuggingFaceTokenizer:
     control: Sequence[str] = (),
   ):
     model = read_model(path)
+    self._path = path
     try:
       self._tokenizer = tokenizers.Tokenizer.from_str(model.decode())
     except Exception as error:  # the library raises nothing more precise
@@ -141,14 +142,27 @@ class HuggingFaceTokenizer:
     parts = [list(pieces(text)) if self._may_cut else [text] for text in texts]
     found = []
     for batch in _batches(itertools.chain.from_iterable(parts)):
-      found += [
-        np.asarray(each.ids, np.int32)
-        for each in self._tokenizer.encode_batch_fast(
-          batch, add_special_tokens=False
-        )
-      ]
+      found += self._in_library(batch)
     rest = iter(found)
     return [np.concatenate([next(rest) for _ in part]) for part in parts]
+
+  def _in_library(self, texts):
+    try:
+      encoded = self._tokenizer.encode_batch_fast(
+        texts, add_special_tokens=False
+      )
+    except BaseException as error:
+      # Rust's panic is no Exception, and has no name to import. One is known:
+      # the limit of a pattern's steps, at ten million spaces in a row.
+      if type(error).__name__ != 'PanicException':
+        raise
+      longest = max(texts, key=len)
+      raise TokenizerError(
+        f'{self._path}: the tokenizers library gives up on a text ({error}),'
+        f' likely on {len(longest)} characters that begin {longest[:40]!r}.'
+        " Leave that document out, such as by its source's max_document_chars"
+      ) from None
+    return [np.asarray(each.ids, np.int32) for each in encoded]
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -175,6 +175,17 @@ def test_a_normalizer_need_not_name_its_type(tmp_path):
   assert tokenizer.decode(tokenizer.encode('Hello')) == 'xHello'
 
 
+def test_a_text_that_the_library_gives_up_on_is_shown(path, tokenizer):
+  text = 'far' + ' ' * 11_000_000 + 'away'
+  with pytest.raises(TokenizerError) as raised:
+    tokenizer.encode_batch(['Hello', text])
+  message = str(raised.value)
+  assert message.startswith(f'{path}: ')
+  assert "likely on 11000007 characters that begin 'far  " in message
+  assert 'max_document_chars' in message
+  assert '\n' not in message
+
+
 def test_added_tokens_come_behind_and_change_the_fingerprint(path, tokenizer):
   n = tokenizer.vocab_size
   added = HuggingFaceTokenizer(path, added_tokens={'<b>': n + 1, '<a>': n})
