@@ -108,7 +108,11 @@ class HuggingFaceTokenizer:
     return self.encode_batch([text])[0]
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """`encode` of each text, in as many threads as `THREADS` says."""
+    """`encode` of each text, in as many threads as `THREADS` says.
+
+    Raises:
+      TokenizerError: the library gives up on a text.
+    """
     batch = self._encoded(texts)
     for i, ids in enumerate(batch):
       if self._is_control[ids].any():
@@ -153,7 +157,7 @@ class HuggingFaceTokenizer:
       )
     except BaseException as error:
       # Rust's panic is no Exception, and has no name to import. One is known:
-      # the limit of a pattern's steps, at ten million spaces in a row.
+      # Oniguruma's limit of ten million retries, reached by as many spaces.
       if type(error).__name__ != 'PanicException':
         raise
       longest = max(texts, key=len)

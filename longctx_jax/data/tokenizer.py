@@ -21,7 +21,7 @@ THREADS = 'RAYON_NUM_THREADS'
 
 
 class TokenizerError(ValueError):
-  """A tokenizer that cannot be had; the message names it and says why."""
+  """A tokenizer that cannot be had, or fails; the message says why."""
 
 
 class Tokenizer(Protocol):

@@ -326,3 +326,14 @@ def test_a_later_step_may_end_splits_at_cuts(tmp_path, short):
   assert is_cut(raw)
   text = 'so 1234 are\u3001 you,  12345\n you '
   assert reopened(raw, tmp_path).encode(text).tolist() == whole(raw, text)
+
+
+def test_older_files_do_not_name_the_pattern_of_their_bytes(tmp_path, short):
+  raw = made(GPT2)
+  content = description(raw)
+  del content['pre_tokenizer']['use_regex']
+  assert may_be_cut(content, ())
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(content))
+  ours = HuggingFaceTokenizer(tmp_path / 'tokenizer.json')
+  text = 'so how are\u3001 you,  12345\n you '
+  assert ours.encode(text).tolist() == whole(raw, text)
